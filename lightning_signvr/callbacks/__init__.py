@@ -1,0 +1,5 @@
+"""Layer 7: what people look at."""
+
+from lightning_signvr.callbacks.monitor import SignVoteMonitor
+
+__all__ = ["SignVoteMonitor"]

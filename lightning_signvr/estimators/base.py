@@ -1,0 +1,28 @@
+"""What an estimator is."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Estimator(Protocol):
+    """What one worker believes the direction of the full gradient to be.
+
+    It sees one parameter at a time and keeps what it needs in that parameter's optimizer state.
+    """
+
+    def __call__(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """The direction whose sign is voted on.
+
+        Args:
+            gradient: this worker's gradient of the parameter; must not be changed or kept (torch
+                may reuse its memory: copy it to keep it).
+            state: the parameter's state; what is put there is saved with the optimizer.
+            group: the parameter's group of hyper-parameters.
+
+        Returns:
+            Tensor of the gradient's shape. It may be the gradient or a buffer in ``state``.
+        """
+        ...

@@ -1,0 +1,8 @@
+"""Layer 4: torch optimizers that vote. An estimator + an encoder + a vote + an update each."""
+
+from lightning_signvr.optimizers.base import SignOptimizer
+from lightning_signvr.optimizers.signsgd import SignSGD
+from lightning_signvr.optimizers.signum import Signum
+from lightning_signvr.optimizers.voted_gradients import vote_gradients
+
+__all__ = ["SignOptimizer", "SignSGD", "Signum", "vote_gradients"]

@@ -1,0 +1,156 @@
+"""The step that all sign optimizers share: estimate, encode, vote, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from lightning_signvr.estimators import Estimator
+from lightning_signvr.optimizers.checks import check_at_least_zero
+from lightning_signvr.signs import check_signable
+from lightning_signvr.voting import MajorityVote, VotedSigns
+
+
+class SignOptimizer(Optimizer):
+    """An optimizer whose step is the voted sign of what each worker estimates.
+
+    A step goes once down this line:
+
+    1. :meth:`estimate`: the worker's direction from its own gradient (``parameter.grad``, which must
+       *not* have been averaged over the workers);
+    2. :meth:`encode`: the numbers whose signs the worker votes with;
+    3. the vote, over all parameters at once, the only communication;
+    4. :meth:`update`: the voted signs move the parameters, on all workers alike.
+
+    A method is made from an estimator and, where it differs, an overridden stage. Without
+    ``torch.distributed``, or with a single worker, the vote is the worker's own sign.
+
+    Args:
+        params: parameters or parameter groups, in the same order on all workers.
+        defaults: hyper-parameters of a group, at least ``lr`` (float or one-element tensor),
+            ``weight_decay`` (decoupled) and ``maximize``.
+        estimator: see :mod:`lightning_signvr.estimators`.
+        vote: see :class:`~lightning_signvr.voting.MajorityVote`; None for its defaults, which a
+            strategy may replace by its own.
+
+    Attributes:
+        vote: what decides; its ``traffic`` and ``last`` tell what happened.
+        vote_is_default: whether no vote was passed.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, with its name.
+        TypeError: a parameter that has no sign vote (integer, complex, sparse).
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        estimator: Estimator,
+        vote: MajorityVote | None = None,
+    ) -> None:
+        if vote is not None and not isinstance(vote, MajorityVote):
+            raise TypeError(f"vote must be a MajorityVote or None, got {vote!r}")
+        self.estimator = estimator
+        self.vote_is_default = vote is None
+        self.vote = MajorityVote() if vote is None else vote
+        super().__init__(params, {**defaults, "step": 0})
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Raise where a group's hyper-parameters are out of range; subclasses add theirs."""
+        check_at_least_zero("lr", group["lr"])
+        check_at_least_zero("weight_decay", group["weight_decay"])
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        self.check_group(group)
+        for index, parameter in enumerate(group["params"]):
+            check_signable(parameter, f"parameter {index} of group {len(self.param_groups) - 1}")
+        group["step"] = self.param_groups[0]["step"]
+
+    def estimate(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """This worker's direction for a parameter that has a gradient."""
+        assert parameter.grad is not None
+        return self.estimator(parameter.grad, self.state[parameter], group)
+
+    def encode(self, direction: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """The numbers whose signs the worker votes with: here the direction itself."""
+        return direction
+
+    def update(self, parameter: Tensor, votes: VotedSigns, index: int, group: dict[str, Any]) -> None:
+        """``x <- x - lr * (vote + weight_decay * x)``: arXiv 1810.05291, algorithm 1."""
+        lr = float(group["lr"])
+        alpha = lr if group["maximize"] else -lr
+        votes.add_to_(index, parameter, alpha=alpha, decay=1 - lr * group["weight_decay"])
+
+    @overload
+    def step(self, closure: None = ...) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Vote and move the parameters; a collective: all workers must call it equally often.
+
+        A parameter without a gradient here abstains, and still moves as the other workers vote. One
+        without a gradient on every worker is left alone, its weight decay included.
+
+        Args:
+            closure: evaluates the model anew and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            TypeError: a sparse gradient.
+            RuntimeError: the workers do not step on the same parameters.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        parameters: list[Tensor] = []
+        groups: list[dict[str, Any]] = []
+        directions: list[Tensor | None] = []
+        for number, group in enumerate(self.param_groups):
+            for position, parameter in enumerate(group["params"]):
+                if not parameter.requires_grad:
+                    continue
+                direction = None
+                if parameter.grad is not None:
+                    check_signable(parameter.grad, f"the gradient of parameter {position} of group {number}")
+                    direction = self.encode(self.estimate(parameter, group), parameter, group)
+                parameters.append(parameter)
+                groups.append(group)
+                directions.append(direction)
+        self.vote.step = self.param_groups[0]["step"]
+        votes = self.vote(directions, like=parameters)
+        for index, (parameter, group) in enumerate(zip(parameters, groups, strict=True)):
+            if votes.present[index]:
+                self.update(parameter, votes, index, group)
+        for group in self.param_groups:
+            group["step"] += 1
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but every tensor keeps the dtype in which it was saved.
+
+        torch casts state to the dtype of its parameter, which would round the float32 estimator of a
+        bfloat16 parameter.
+        """
+        super().load_state_dict(state_dict)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for parameter, key in zip(group["params"], saved["params"], strict=True):
+                for name, value in state_dict["state"].get(key, {}).items():
+                    if isinstance(value, Tensor):
+                        self.state[parameter][name] = value.detach().clone().to(parameter.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        extra = ("estimator", "vote", "vote_is_default")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in extra}}

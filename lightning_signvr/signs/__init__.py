@@ -1,0 +1,26 @@
+"""Layer 1: tensors and bits. Pack, unpack, tally; one definition of sign. No process group."""
+
+from lightning_signvr.signs.codec import (
+    add_signs_,
+    pack_signs,
+    pack_signs_and_abstentions,
+    packed_size,
+    unpack_signs,
+)
+from lightning_signvr.signs.definition import SUPPORTED_DTYPES, check_signable
+from lightning_signvr.signs.random_bits import random_bytes
+from lightning_signvr.signs.tally import Counts, Tally, majority
+
+__all__ = [
+    "SUPPORTED_DTYPES",
+    "Counts",
+    "Tally",
+    "add_signs_",
+    "check_signable",
+    "majority",
+    "pack_signs",
+    "pack_signs_and_abstentions",
+    "packed_size",
+    "random_bytes",
+    "unpack_signs",
+]

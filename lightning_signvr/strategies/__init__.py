@@ -1,0 +1,35 @@
+"""Layer 6: how Lightning hands gradients to the optimizers. Importing it registers the strategies.
+
+``lightning.pytorch`` and ``pytorch_lightning`` are two copies of the same code, with two class trees
+and two registries; the strategy is registered in each that is installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+_MODULES = {
+    "lightning.pytorch": f"{__name__}.lightning_pytorch",
+    "pytorch_lightning": f"{__name__}.pytorch_lightning",
+}
+
+
+def _register() -> type:
+    """Import the modules that register; the class of the namespace that the program uses."""
+    in_use = [namespace for namespace in _MODULES if namespace in sys.modules]
+    classes = {
+        namespace: import_module(module).SignVoteStrategy
+        for namespace, module in _MODULES.items()
+        if find_spec(namespace.split(".")[0]) is not None
+    }
+    chosen: type = classes[(in_use or list(classes))[0]]
+    return chosen
+
+
+SignVoteStrategy = _register()
+"""For the Lightning namespace that was imported first, else for ``lightning.pytorch``; each
+namespace's own is in :mod:`.lightning_pytorch` and :mod:`.pytorch_lightning`."""
+
+__all__ = ["SignVoteStrategy"]

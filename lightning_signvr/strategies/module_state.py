@@ -1,0 +1,41 @@
+"""Keep what is not voted on the same on all ranks: the initial state, and float buffers."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def _alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
+@torch.no_grad()
+def broadcast_state(module: nn.Module) -> None:
+    """Give all ranks rank 0's parameters and buffers, bit for bit; a collective."""
+    if _alone():
+        return
+    for tensor in (*module.parameters(), *module.buffers()):
+        contiguous = tensor.detach().contiguous()
+        dist.broadcast(contiguous, src=0)
+        if contiguous.data_ptr() != tensor.data_ptr():
+            tensor.copy_(contiguous)
+
+
+@torch.no_grad()
+def average_buffers(module: nn.Module) -> None:
+    """Replace floating-point buffers (BatchNorm's statistics) by their mean over the ranks; a collective.
+
+    The mean is taken in float64, so that buffers that are the same everywhere stay as they are.
+    """
+    if _alone():
+        return
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if not buffers:
+        return
+    flat = torch.cat([buffer.detach().double().reshape(-1) for buffer in buffers])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(mean.view(buffer.shape))

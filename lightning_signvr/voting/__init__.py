@@ -1,0 +1,18 @@
+"""Layer 2: process groups. The packed-sign all-reduce, its rules and its traffic counters."""
+
+from lightning_signvr.voting.local import LocalVote
+from lightning_signvr.voting.majority import MajorityVote
+from lightning_signvr.voting.result import VotedSigns
+from lightning_signvr.voting.rules import TIE_RULES, ZERO_RULES, TieRule, ZeroRule
+from lightning_signvr.voting.traffic import Traffic
+
+__all__ = [
+    "TIE_RULES",
+    "ZERO_RULES",
+    "LocalVote",
+    "MajorityVote",
+    "TieRule",
+    "Traffic",
+    "VotedSigns",
+    "ZeroRule",
+]

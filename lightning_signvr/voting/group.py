@@ -1,0 +1,48 @@
+"""The process group that votes: who is in it, and whether it can carry the votes."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+def world(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """This process' rank in ``group`` and the number of its ranks; (0, 1) without a process group.
+
+    Raises:
+        ValueError: this process is not in ``group``.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return 0, 1
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise ValueError(
+            "process_group does not contain this rank: pass the group that this rank belongs to, or "
+            "build no vote here"
+        )
+    return rank, dist.get_world_size(group)
+
+
+def check_backend(group: dist.ProcessGroup | None, device: torch.device) -> None:
+    """Refuse tensors that the group's backend cannot exchange.
+
+    Raises:
+        ValueError: no backend for ``device``, with the remedy.
+    """
+    backends = dict(
+        item.split(":", 1) for item in str(dist.get_backend_config(group)).split(",") if ":" in item
+    )
+    check_backend_for(device, backends)
+
+
+def check_backend_for(device: torch.device, backends: dict[str, str]) -> None:
+    """:func:`check_backend` on a map from device types to backends."""
+    backend = backends.get(device.type)
+    if backend is None or (backend == "gloo" and device.type != "cpu"):
+        have = ", ".join(sorted({f"{name} for {kind}" for kind, name in backends.items()}))
+        wanted = "gloo" if device.type == "cpu" else "nccl" if device.type == "cuda" else "a backend"
+        raise ValueError(
+            f"process_group cannot exchange tensors on {device.type!r} (it has {have}): initialise it "
+            f"with {wanted} for {device.type} (for both kinds of tensor: "
+            f'init_process_group("cpu:gloo,cuda:nccl")), or move the model to another device'
+        )

@@ -1,0 +1,186 @@
+"""Majority vote of signs among the workers of a process group."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_signvr.signs import check_signable
+from lightning_signvr.voting.ballot import Ballot
+from lightning_signvr.voting.group import check_backend, world
+from lightning_signvr.voting.layout import Layout, common_device
+from lightning_signvr.voting.result import VotedSigns
+from lightning_signvr.voting.rules import (
+    TIE_RULES,
+    ZERO_RULES,
+    TieRule,
+    ZeroRule,
+    check_rule,
+    check_seed,
+)
+from lightning_signvr.voting.traffic import Traffic, wait
+
+log = logging.getLogger(__name__)
+
+_KEPT = 4  # layouts whose buffers are kept
+
+
+class MajorityVote:
+    """Majority vote with one bit per parameter in each direction.
+
+    Signum/signSGD with majority vote (Bernstein et al., ICLR 2019, arXiv 1810.05291, algorithm 1):
+    each worker sends the sign of its direction, each receives the sign of the sum. There is no
+    parameter server: every rank counts the votes of the shard that it owns, so that each sends and
+    receives ``2 (n - 1) / n`` bits per parameter, plus a header of some bytes per tensor. A single
+    worker's vote is its own sign, and nothing is sent.
+
+    The result is the same to the last bit on all ranks, and depends on the directions, ``seed`` and
+    the step alone.
+
+    Args:
+        process_group: the ranks that vote; None for all (or for a lone worker where
+            ``torch.distributed`` is not initialised).
+        ties: what an equal number of votes for + and - decides: ``"random"`` (a fair coin), ``"zero"``
+            (nothing moves) or ``"positive"``.
+        zeros: what a worker does where its direction is 0 or NaN: ``"abstain"``, ``"random"`` (a coin
+            of its own) or ``"positive"``. See :mod:`lightning_signvr.voting.rules` for their costs.
+        seed: of all coins, 0 to 2**64 - 1; the same on all ranks.
+
+    Attributes:
+        step: number of the next vote; it keys the coins, and all ranks must agree on it.
+        traffic: bytes and seconds so far.
+        last: what the last vote decided (overwritten in place by the next one), or None.
+
+    Raises:
+        ValueError: an unknown rule, a seed out of range, a group that this rank is not in.
+        TypeError: a seed that is not an int.
+
+    Example:
+        >>> vote = MajorityVote()
+        >>> vote([torch.tensor([-0.3, 2.0, 0.0])]).signs(0)  # a lone worker
+        tensor([-1.,  1.,  0.])
+    """
+
+    def __init__(
+        self,
+        process_group: dist.ProcessGroup | None = None,
+        ties: TieRule = "random",
+        zeros: ZeroRule = "abstain",
+        seed: int = 0,
+    ) -> None:
+        check_rule("ties", ties, TIE_RULES)
+        check_rule("zeros", zeros, ZERO_RULES)
+        check_seed(seed)
+        self.process_group = process_group
+        self.ties: TieRule = ties
+        self.zeros: ZeroRule = zeros
+        self.seed = seed
+        self.step = 0
+        self.traffic = Traffic()
+        self.last: VotedSigns | None = None
+        self._ballots: dict[tuple[object, ...], Ballot] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(ties={self.ties!r}, zeros={self.zeros!r}, seed={self.seed})"
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_ballots": {}, "last": None}
+
+    @property
+    def workers(self) -> int:
+        """Number of workers that vote."""
+        return self._world()[1]
+
+    def _world(self) -> tuple[int, int]:
+        """This worker's rank among those that vote, and their number."""
+        return world(self.process_group)
+
+    def __call__(
+        self, directions: Sequence[Tensor | None], like: Sequence[Tensor] | None = None
+    ) -> VotedSigns:
+        """Vote on the signs of ``directions``; a collective: every rank must call it equally often.
+
+        Args:
+            directions: floating-point tensors, the same shapes in the same order on all ranks. None
+                where this worker has nothing to say; other workers may still vote on that tensor.
+            like: tensors of the same shapes (the parameters); needed where a direction is None.
+
+        Returns:
+            The votes; their planes are overwritten by the next call.
+
+        Raises:
+            TypeError: integer, complex or sparse directions.
+            ValueError: ``like`` is missing or does not fit; several devices; a device that the
+                process group cannot exchange.
+            RuntimeError: another rank votes on something else.
+        """
+        tensors = _shapes_of(directions, like)
+        for index, direction in enumerate(directions):
+            if direction is not None:
+                check_signable(direction, f"directions[{index}]")
+        layout, device = Layout.of(tensors), common_device(tensors)
+        ballot = self._ballot(layout, [tensor.shape for tensor in tensors], device)
+        ballot.fill(directions, self.step, self.traffic)
+        result = ballot.cast(self.process_group, self.step, self.traffic)
+        self.step += 1
+        self.last = result
+        return result
+
+    def _ballot(self, layout: Layout, shapes: Sequence[torch.Size], device: torch.device) -> Ballot:
+        rank, workers = self._world()
+        key = (tuple(shapes), device, rank, workers)
+        if key not in self._ballots:
+            if workers > 1:
+                check_backend(self.process_group, device)
+                self._check_agreement(layout, device, workers)
+            log.info(
+                "sign vote of %d worker(s) on %d parameters in %d tensors: %r",
+                workers, layout.num_parameters, len(layout.numels), self,
+            )  # fmt: skip
+            while len(self._ballots) >= _KEPT:
+                del self._ballots[next(iter(self._ballots))]
+            self._ballots[key] = Ballot(
+                layout, shapes, device, rank, workers, self.ties, self.zeros, self.seed
+            )
+        return self._ballots[key]
+
+    def _check_agreement(self, layout: Layout, device: torch.device, workers: int) -> None:
+        """Compare layout and rules before the first vote: unequal sizes could not be exchanged."""
+        digest = layout.digest(self.ties, self.zeros, self.seed) >> 1  # fits int64
+        mine = torch.tensor([digest, len(layout.numels), layout.num_parameters, self.step], device=device)
+        everyones = torch.empty(workers, 4, dtype=torch.int64, device=device)
+        wait(self.traffic.all_gather(everyones, mine, self.process_group))
+        if bool((everyones == everyones[0]).all()):
+            return
+        lines = [
+            f"rank {rank}: {tensors} tensors, {parameters} parameters, step {step}, fingerprint {digest:x}"
+            for rank, (digest, tensors, parameters, step) in enumerate(everyones.tolist())
+        ]
+        raise RuntimeError(
+            "the ranks do not vote on the same tensors by the same rules (ties, zeros, seed) at the same "
+            "step; build the model, the optimizer and the vote in the same way on all of them:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def _shapes_of(directions: Sequence[Tensor | None], like: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    if like is None:
+        given = [direction for direction in directions if direction is not None]
+        if len(given) < len(directions):
+            raise ValueError(
+                "directions holds None, so its shape is unknown: pass the parameters as `like`"
+            )
+        return given
+    if len(like) != len(directions):
+        raise ValueError(f"like has {len(like)} tensors, directions has {len(directions)}")
+    for index, (direction, tensor) in enumerate(zip(directions, like, strict=True)):
+        if direction is not None and direction.shape != tensor.shape:
+            raise ValueError(
+                f"directions[{index}] has shape {tuple(direction.shape)}, like[{index}] has "
+                f"{tuple(tensor.shape)}"
+            )
+    return like

@@ -1,0 +1,78 @@
+"""Count bytes where they are handed to a collective, and the seconds spent waiting for it.
+
+What a rank keeps for itself is not counted: ``all_to_all`` sends all chunks but the rank's own,
+``all_gather`` sends the rank's chunk to every other rank. Wire protocols add their own framing
+(TCP/IP about 3 %); no collective of this library bypasses these functions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass
+class Traffic:
+    """Totals of one rank since its creation.
+
+    Attributes:
+        bytes_sent: payload that left this rank.
+        bytes_received: payload that came from other ranks.
+        collectives: number of collective calls.
+        seconds: wall time of each phase, by its name.
+    """
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    collectives: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def all_to_all(
+        self, output: Tensor, source: Tensor, group: dist.ProcessGroup | None
+    ) -> dist.Work | None:
+        """Start sending row ``r`` of ``source`` to rank ``r``; row ``r`` of ``output`` comes from it."""
+        others = source.shape[0] - 1
+        self._count(others * source[0].nbytes, others * output[0].nbytes)
+        return dist.all_to_all_single(output.view(-1), source.view(-1), group=group, async_op=True)
+
+    def all_gather(
+        self, output: Tensor, source: Tensor, group: dist.ProcessGroup | None
+    ) -> dist.Work | None:
+        """Start sending ``source`` to every rank; row ``r`` of ``output`` comes from rank ``r``."""
+        others = output.shape[0] - 1
+        self._count(others * source.nbytes, others * source.nbytes)
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        work: dist.Work | None = gather(output.view(-1), source, group=group, async_op=True)
+        return work
+
+    def all_reduce_max(self, values: Tensor, group: dist.ProcessGroup | None) -> None:
+        """Maximum over the ranks, in place; counted as a ring would send it."""
+        size = dist.get_world_size(group)
+        ring = 2 * (size - 1) * values.nbytes // size
+        self._count(ring, ring)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=group)
+
+    def _count(self, sent: int, received: int) -> None:
+        self.bytes_sent += sent
+        self.bytes_received += received
+        self.collectives += 1
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the wall time of the block to ``seconds[phase]``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def wait(work: dist.Work | None) -> None:
+    """Wait for a collective that :class:`Traffic` started."""
+    if work is not None:
+        work.wait()
