@@ -124,22 +124,22 @@ def _bit_sliced_majority(rows: Tensor, abstaining: Tensor | None) -> Tally:
     counts = Counts()
     for start in range(0, size, _BLOCK):
         part = slice(start, min(start + _BLOCK, size))
-        if absent is None:
+        if absent is None or not absent[:, part].any():
+            in_favour = quiet = None
             against = _add(votes[:, part])
             negative[part], tie = _compare_with_constant(against, len(votes))
-            quiet = None
         else:
             against = _add(votes[:, part] & ~absent[:, part])
             in_favour = _add(~(votes[:, part] | absent[:, part]))
             quiet = ~_any(against) & ~_any(in_favour)
             negative[part], equal = _compare(against, in_favour)
             tie = equal & ~quiet
-        if tied is not None and tie is not None:
-            tied[part] = tie
-        if silent is not None and quiet is not None:
-            silent[part] = quiet
+        if tied is not None:
+            tied[part] = 0 if tie is None else tie
+        if silent is not None:
+            silent[part] = 0 if quiet is None else quiet
         everyone = (part.stop - part.start) * 8 * len(votes)
-        counts += _sum_up(against, None if absent is None else in_favour, negative[part], everyone)
+        counts += _sum_up(against, in_favour, negative[part], everyone)
         counts.ties += 0 if tie is None else _ones(tie)
         counts.silent += 0 if quiet is None else _ones(quiet)
     return Tally(

@@ -1,236 +1,214 @@
 """The packed-sign all-reduce: two phases, 2 (n - 1) / n bits per parameter and rank.
 
-1. Each tensor's bits are cut into n shards, and shard r of every rank goes to rank r, its owner
+1. The plane of sign bits is cut into n shards, and shard r of every rank goes to rank r, its owner
    (``all_to_all``), with the rank's header in front.
 2. The owner counts the votes on its shard.
-3. The outcome goes from each owner to all ranks (``all_gather``), with the owner's counts in front.
+3. The outcome goes from each owner to all ranks (``all_gather``), with the owner's header in front.
 
-An exchange is about a fixed list of tensors. With ``two_planes`` each rank also sends which of its
-coordinates abstain, and a second plane comes back, which says where nothing was decided.
+Which coordinates abstain (up) and which stay undecided (down) is said by a second plane in each
+direction, of which only the changes travel: see :mod:`lightning_signvr.voting.channel`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lightning_signvr.signs import Counts, majority, random_bytes
-from lightning_signvr.voting.header import COUNTS_SIZE, Header, counts_from_bytes, counts_to_bytes
+from lightning_signvr.voting.channel import PlaneChannel
+from lightning_signvr.voting.header import BallotHeader, OutcomeHeader
 from lightning_signvr.voting.layout import Layout
 from lightning_signvr.voting.rules import TIE_STREAM, TieRule
 from lightning_signvr.voting.traffic import Traffic, wait
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Bytes of the own shard that lie together in the whole plane and have the same voters."""
-
-    start: int  # in the exchange's bytes
-    stop: int
-    offset: int  # of the same bytes in the layout's plane
-    padding: int  # bits in it that belong to no coordinate
-    voters: tuple[int, ...]
-
-
 class Exchange:
-    """Buffers and steps of the vote on the tensors ``indices`` of ``layout``.
-
-    Call :meth:`send`, :meth:`receive`, :meth:`decide` and :meth:`collect`, in this order; each starts
-    or ends one collective, so that several exchanges can be under way at once.
+    """Buffers and steps of the vote on one layout.
 
     Attributes:
-        zeros_return: whether a plane of undecided coordinates comes back; known after :meth:`decide`.
+        plane_size: bytes of a plane, which is the layout's, padded to n equal shards.
+        undecided: uint8, ``[plane_size]``: where the last vote decided nothing; None until there is
+            such a coordinate.
     """
 
     def __init__(
         self,
         layout: Layout,
-        indices: Sequence[int],
-        two_planes: bool,
         ties: TieRule,
         seed: int,
         rank: int,
         workers: int,
         device: torch.device,
     ) -> None:
-        self.layout, self.indices, self.two_planes = layout, tuple(indices), two_planes
-        self.ties, self.seed, self.rank, self.workers, self.device = ties, seed, rank, workers, device
-        self.digest = layout.digest(self.indices, two_planes, ties, seed, workers)
-        # the exchange's own plane: the parts of its tensors, one behind the other
-        self._starts = [0]
-        for index in self.indices:
-            part = layout.part(index)
-            self._starts.append(self._starts[-1] + part.stop - part.start)
-        self._shard = -(-self._starts[-1] // (8 * workers)) * 8
-        self._head = -(-Header.size(len(self.indices)) // 8) * 8
-        self._plane = self._new(workers * self._shard)
-        chunk = self._head + self._shard * (2 if two_planes else 1)
-        self._sent = self._new(workers, chunk)
-        self._received = self._new(workers, chunk) if workers > 1 else self._sent
-        self._outcome: dict[bool, tuple[Tensor, Tensor]] = {}
-        self._headers: list[Header] = []
-        self._work: dist.Work | None = None
-        self.zeros_return = two_planes
+        self._layout, self._ties, self._seed = layout, ties, seed
+        self._rank, self._workers, self._device = rank, workers, device
+        self._digest = layout.digest(ties, seed, workers)
+        self._shard = -(-layout.num_bytes // (8 * workers)) * 8
+        self._head = BallotHeader.size(len(layout.numels))
+        self._up = PlaneChannel(workers, workers, self._shard, device)
+        self._down = PlaneChannel(1, workers, self._shard, device)
+        self._padding = self._padding_bits()
+        self._buffers: dict[str, Tensor] = {}
+        self.plane_size = workers * self._shard
 
-    def _new(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.uint8, device=self.device)
+    @property
+    def undecided(self) -> Tensor | None:
+        return None if self._down.received is None else self._down.received.view(-1)
 
-    # -- phase 1 ----------------------------------------------------------------------------------
+    def _padding_bits(self) -> int:
+        """Bits of the own shard that belong to no coordinate; they always vote +."""
+        first, last = self._rank * self._shard, (self._rank + 1) * self._shard
+        ends = enumerate(self._layout.offsets[1:])
+        inside = sum(self._layout.padding(index) for index, end in ends if first < end <= last)
+        return inside + 8 * (last - max(first, min(last, self._layout.num_bytes)))
 
-    def send(
+    def _buffer(self, name: str, *shape: int) -> Tensor:
+        """A buffer that is kept as long as its shape is the same, which it is but for the slots."""
+        if name not in self._buffers or self._buffers[name].shape != shape:
+            self._buffers[name] = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        return self._buffers[name]
+
+    def _from_bytes(self, data: bytes) -> Tensor:
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self._device)
+
+    def run(
         self,
         negative: Tensor,
         abstaining: Tensor | None,
         missing: Sequence[bool],
-        found: Sequence[bool],
         step: int,
         traffic: Traffic,
         group: dist.ProcessGroup | None,
-    ) -> None:
-        """Start sending this rank's bits of the layout's planes to their owners."""
-        header = Header(
-            step, self.digest, [missing[i] for i in self.indices], [found[i] for i in self.indices]
-        ).to_bytes()
-        self._sent[:, : len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(self.device)
-        shards = self._sent[:, self._head :]
-        shards[:, : self._shard] = self._pick(negative)
-        if self.two_planes:
-            assert abstaining is not None
-            shards[:, self._shard :] = self._pick(abstaining)
-        if self.workers > 1:
-            self._work = traffic.all_to_all(self._received, self._sent, group)
-
-    def _pick(self, plane: Tensor) -> Tensor:
-        """This exchange's bytes of the layout's plane, one row per owner."""
-        for start, stop, offset in self._stretches():
-            self._plane[start:stop] = plane[offset : offset + stop - start]
-        return self._plane.view(self.workers, self._shard)
-
-    def _stretches(self) -> Iterator[tuple[int, int, int]]:
-        """(start, stop, offset in the layout) of neighbouring tensors, joined where they touch."""
-        start = 0
-        for number, index in enumerate(self.indices):
-            stop = self._starts[number + 1]
-            last = number + 1 == len(self.indices) or self.indices[number + 1] != index + 1
-            if last:
-                offset = self.layout.part(index).stop - (stop - start)
-                yield start, stop, offset
-                start = stop
-
-    def receive(self, step: int) -> Sequence[Header]:
-        """Wait for the other ranks' bits; the header of every rank.
-
-        Raises:
-            RuntimeError: some rank is not about the same vote.
-        """
-        wait(self._work)
-        heads = self._received[:, : Header.size(len(self.indices))].cpu().numpy()
-        self._headers = [
-            Header.from_bytes(head.tobytes(), len(self.indices), rank, step, self.digest)
-            for rank, head in enumerate(heads)
-        ]
-        return self._headers
-
-    # -- tally and phase 2 ------------------------------------------------------------------------
-
-    def decide(
-        self, excluded: Sequence[bool], step: int, traffic: Traffic, group: dist.ProcessGroup | None
-    ) -> None:
-        """Count the votes on the own shard and start sending the outcome to all ranks.
+    ) -> tuple[Counts, list[bool]]:
+        """Replace the own sign bits in ``negative`` by the voted ones; a collective.
 
         Args:
-            excluded: per tensor of this exchange, whether another exchange decides it.
+            negative: uint8, ``[plane_size]``, the own sign bits.
+            abstaining: uint8, ``[plane_size]``, where this rank does not vote; None for nowhere.
+            missing: per tensor, whether this rank has no direction at all.
+
+        Returns:
+            The counts over all shards; per tensor, whether any rank had a direction.
+
+        Raises:
+            RuntimeError: another rank votes on something else, or sent something damaged.
         """
-        some_missing = any(any(header.missing) for header in self._headers)
-        ties_possible = self.workers % 2 == 0 or some_missing or self.two_planes
-        self.zeros_return = self.two_planes or (self.ties == "zero" and ties_possible)
-        if self.zeros_return not in self._outcome:
-            size = COUNTS_SIZE + self._shard * (2 if self.zeros_return else 1)
-            mine, everyones = self._new(size), self._new(self.workers, size)
-            self._outcome[self.zeros_return] = (mine, everyones)
-        mine, everyones = self._outcome[self.zeros_return]
+        votes, headers = self._send_up(negative, abstaining, missing, step, traffic, group)
+        with traffic.timed("tally"):
+            decided, undecided, counts = self._decide(votes, step)
+        total = self._send_down(negative, decided, undecided, counts, traffic, group)
+        missing_everywhere = [all(flags) for flags in zip(*(h.missing for h in headers), strict=True)]
+        return total, [not nobody for nobody in missing_everywhere]
+
+    # -- phase 1 ----------------------------------------------------------------------------------
+
+    def _send_up(
+        self,
+        negative: Tensor,
+        abstaining: Tensor | None,
+        missing: Sequence[bool],
+        step: int,
+        traffic: Traffic,
+        group: dist.ProcessGroup | None,
+    ) -> tuple[Tensor, list[BallotHeader]]:
+        """Send each shard to its owner; all ranks' votes on the own shard, and their headers."""
+        body, slot = self._head + self._shard, self._up.slot
+        sent = self._buffer("sent", self._workers, body + slot)
+        with traffic.timed("pack"):
+            room = self._up.prepare(None if abstaining is None else abstaining.view(self._workers, -1))
+            header = BallotHeader(step, self._digest, room, missing)
+            sent[:, : self._head] = self._from_bytes(header.to_bytes())
+            sent[:, self._head : body] = negative.view(self._workers, -1)
+            self._up.write(sent[:, body:])
+        with traffic.timed("all_to_all"):
+            received = self._all_to_all("received", sent, traffic, group)
+            headers = [
+                BallotHeader.from_bytes(
+                    head.tobytes(), len(missing), rank, step, self._digest, self._up.most_room
+                )
+                for rank, head in enumerate(received[:, : self._head].cpu().numpy())
+            ]
+            room = max(header.room for header in headers)
+            if self._up.settle(room):
+                extra = torch.zeros(self._workers, room, dtype=torch.uint8, device=self._device)
+                self._up.write(extra)
+                self._up.read(self._all_to_all("extra", extra, traffic, group))
+            elif room:
+                self._up.read(received[:, body:])
+        return received[:, self._head : body], headers
+
+    def _all_to_all(
+        self, name: str, sent: Tensor, traffic: Traffic, group: dist.ProcessGroup | None
+    ) -> Tensor:
+        if self._workers == 1:
+            return sent
+        received = self._buffer(name, *sent.shape)
+        wait(traffic.all_to_all(received, sent, group))
+        return received
+
+    # -- phase 2 ----------------------------------------------------------------------------------
+
+    def _decide(self, votes: Tensor, step: int) -> tuple[Tensor, Tensor | None, Counts]:
+        """Outcome of the own shard: signs, undecided coordinates, counts."""
+        tally = majority(votes, self._up.received)
+        undecided = tally.silent
+        if tally.tied is not None and tally.counts.ties:
+            if self._ties == "random":
+                first = self._rank * self._shard
+                coins = random_bytes(
+                    self._seed, step, TIE_STREAM, first, first + self._shard, self._device
+                )
+                tally.negative |= tally.tied & coins
+            elif self._ties == "zero":
+                undecided = tally.tied if undecided is None else undecided | tally.tied
+        tally.counts.votes -= self._padding * self._workers
+        tally.counts.margin -= self._padding * self._workers
+        return tally.negative, undecided, tally.counts
+
+    def _send_down(
+        self,
+        negative: Tensor,
+        decided: Tensor,
+        undecided: Tensor | None,
+        counts: Counts,
+        traffic: Traffic,
+        group: dist.ProcessGroup | None,
+    ) -> Counts:
+        """Send the own shard's outcome to all ranks and write everyone's into ``negative``."""
+        head = OutcomeHeader.SIZE
+        body, slot = head + self._shard, self._down.slot
+        mine = self._buffer("outcome", 1, body + slot)
+        with traffic.timed("all_gather"):
+            room = self._down.prepare(None if undecided is None else undecided.view(1, -1))
+            mine[:, :head] = self._from_bytes(OutcomeHeader(counts, room).to_bytes())
+            mine[:, head:body] = decided
+            self._down.write(mine[:, body:])
+            everyones = self._all_gather("outcomes", mine, traffic, group)
+            headers = [
+                OutcomeHeader.from_bytes(data.tobytes(), rank, self._down.most_room)
+                for rank, data in enumerate(everyones[:, :head].cpu().numpy())
+            ]
+            negative.view(self._workers, -1).copy_(everyones[:, head:body])
+            room = max(header.room for header in headers)
+            if self._down.settle(room):
+                extra = torch.zeros(1, room, dtype=torch.uint8, device=self._device)
+                self._down.write(extra)
+                self._down.read(self._all_gather("extra outcomes", extra, traffic, group))
+            elif room:
+                self._down.read(everyones[:, body:])
         total = Counts()
-        for run in self._runs(excluded):
-            total += self._count(run, mine[COUNTS_SIZE:], step)
-        mine[:COUNTS_SIZE] = counts_to_bytes(total).to(self.device)
-        if self.workers > 1:
-            self._work = traffic.all_gather(everyones, mine, group)
-        else:
-            everyones.copy_(mine)
-
-    def _runs(self, excluded: Sequence[bool]) -> Iterator[_Run]:
-        first, last = self.rank * self._shard, (self.rank + 1) * self._shard
-        pending: _Run | None = None
-        for number, index in enumerate(self.indices):
-            start, stop = max(self._starts[number], first), min(self._starts[number + 1], last)
-            if start >= stop or excluded[number]:
-                continue
-            voters = tuple(r for r, header in enumerate(self._headers) if not header.missing[number])
-            offset = self.layout.offsets[index] + start - self._starts[number]
-            padding = self.layout.padding(index) if stop == self._starts[number + 1] else 0
-            if (
-                pending is not None
-                and pending.stop == start
-                and pending.voters == voters
-                and pending.offset + start - pending.start == offset
-            ):
-                padding += pending.padding
-                pending = _Run(pending.start, stop, pending.offset, padding, voters)
-                continue
-            if pending is not None:
-                yield pending
-            pending = _Run(start, stop, offset, padding, voters)
-        if pending is not None:
-            yield pending
-
-    def _count(self, run: _Run, outcome: Tensor, step: int) -> Counts:
-        if not run.voters:
-            return Counts()  # every rank knows from the headers that nothing was decided
-        base = self.rank * self._shard
-        start, size = run.start - base, run.stop - run.start
-        everybody = len(run.voters) == self.workers
-        rows = self._received if everybody else self._received[list(run.voters)]
-        votes = rows[:, self._head + start :][:, :size]
-        absent = rows[:, self._head + self._shard + start :][:, :size] if self.two_planes else None
-        tally = majority(votes, absent)
-        if tally.tied is not None and self.ties == "random" and tally.counts.ties:
-            coins = random_bytes(self.seed, step, TIE_STREAM, run.offset, run.offset + size, self.device)
-            tally.negative |= tally.tied & coins
-        outcome[start : start + size] = tally.negative
-        if self.zeros_return:
-            undecided = outcome[self._shard + start : self._shard + start + size]
-            undecided.zero_()
-            if tally.silent is not None:
-                undecided |= tally.silent
-            if tally.tied is not None and self.ties == "zero":
-                undecided |= tally.tied
-        counts = tally.counts
-        counts.votes -= run.padding * len(run.voters)
-        counts.margin -= run.padding * len(run.voters)
-        return counts
-
-    def collect(self, negative: Tensor, zero: Tensor | None) -> Counts:
-        """Wait for all outcomes and write them into the layout's planes; the counts over all shards.
-
-        ``zero`` is written, and must be given, where ``zeros_return`` is set.
-        """
-        wait(self._work)
-        self._work = None
-        _, everyones = self._outcome[self.zeros_return]
-        total = Counts()
-        for data in everyones[:, :COUNTS_SIZE].cpu().numpy():
-            total += counts_from_bytes(data.tobytes())
-        self._put(negative, everyones[:, COUNTS_SIZE : COUNTS_SIZE + self._shard])
-        if self.zeros_return:
-            assert zero is not None
-            self._put(zero, everyones[:, COUNTS_SIZE + self._shard :])
+        for header in headers:
+            total += header.counts
         return total
 
-    def _put(self, plane: Tensor, shards: Tensor) -> None:
-        self._plane.view(self.workers, self._shard).copy_(shards)
-        for start, stop, offset in self._stretches():
-            plane[offset : offset + stop - start] = self._plane[start:stop]
+    def _all_gather(
+        self, name: str, mine: Tensor, traffic: Traffic, group: dist.ProcessGroup | None
+    ) -> Tensor:
+        if self._workers == 1:
+            return mine
+        everyones = self._buffer(name, self._workers, mine.shape[1])
+        wait(traffic.all_gather(everyones, mine.view(-1), group))
+        return everyones

@@ -1,8 +1,8 @@
-"""The few bytes that travel in front of each rank's bits.
+"""The few bytes that travel in front of each rank's bits. Everything is checked when it is read.
 
-On the way to the owners (:class:`Header`): who sends, for which step and layout, which tensors
-the rank has no gradient for, and in which tensors some of its coordinates abstain. On the way
-back (:func:`counts_to_bytes`): what the owner counted. Everything is checked when it is read.
+On the way to the owners (:class:`BallotHeader`): who sends, for which step and layout, and which
+tensors the rank has no gradient for. On the way back (:class:`OutcomeHeader`): what the owner
+counted. Both say how much room the sender needs to tell what changed in its second plane.
 """
 
 from __future__ import annotations
@@ -12,53 +12,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lightning_signvr.signs import Counts
 
-_FIXED = struct.Struct("<4sIQ")  # format, step (low 32 bits), digest of layout and rules
+_BALLOT = struct.Struct("<4sIQQ")  # format, step (low 32 bits), digest of layout and rules, room
+_OUTCOME = struct.Struct("<qqqqQ")  # counts, room
 _FORMAT = b"SGN1"
-_COUNTS = struct.Struct("<qqqq")
-COUNTS_SIZE = _COUNTS.size
 
 
 @dataclass(frozen=True)
-class Header:
+class BallotHeader:
     """What a rank says about its votes.
 
     Attributes:
         step: number of the vote.
         digest: of the layout and the rules; equal on all ranks, or their bits do not mean the same.
-        missing: for each tensor, whether this rank abstains on all of it.
-        abstaining: for each tensor, whether this rank abstains on some coordinate of it.
+        room: bytes that the changes of its abstentions take, for the owner with the most.
+        missing: for each tensor, whether this rank has no direction at all.
     """
 
     step: int
     digest: int
+    room: int
     missing: Sequence[bool]
-    abstaining: Sequence[bool]
 
     @staticmethod
     def size(num_tensors: int) -> int:
-        """Bytes of the header of a vote on ``num_tensors`` tensors."""
-        return _FIXED.size + 2 * ((num_tensors + 7) // 8)
+        """Bytes of the header of a vote on ``num_tensors`` tensors; a multiple of 8."""
+        return _BALLOT.size + -(-num_tensors // 64) * 8
 
     def to_bytes(self) -> bytes:
-        return (
-            _FIXED.pack(_FORMAT, self.step & 0xFFFFFFFF, self.digest)
-            + _flags_to_bytes(self.missing)
-            + _flags_to_bytes(self.abstaining)
-        )
+        flags = np.packbits(np.array(self.missing, bool), bitorder="little").tobytes()
+        head = _BALLOT.pack(_FORMAT, self.step & 0xFFFFFFFF, self.digest, self.room)
+        return (head + flags).ljust(self.size(len(self.missing)), b"\0")
 
     @classmethod
-    def from_bytes(cls, data: bytes, num_tensors: int, rank: int, step: int, digest: int) -> Header:
+    def from_bytes(
+        cls, data: bytes, num_tensors: int, rank: int, step: int, digest: int, most_room: int
+    ) -> BallotHeader:
         """Read the header of ``rank`` and check that it is about the same vote.
 
         Raises:
             RuntimeError: it is not, with the reason and the rank.
         """
-        form, their_step, their_digest = _FIXED.unpack_from(data)
+        form, their_step, their_digest, room = _BALLOT.unpack_from(data)
         if form != _FORMAT:
             raise RuntimeError(
                 f"rank {rank} sent something that is not a sign vote ({form!r}): all ranks must run the "
@@ -75,25 +72,43 @@ class Header:
                 f"rank {rank} votes on other tensors or by other rules than this rank: build the model, "
                 "the optimizer and the vote (ties, zeros, seed) in the same way on all ranks"
             )
-        size = (num_tensors + 7) // 8
-        flags = np.frombuffer(data, np.uint8, 2 * size, _FIXED.size)
-        missing, abstaining = (
-            np.unpackbits(part, count=num_tensors, bitorder="little").astype(bool).tolist()
-            for part in (flags[:size], flags[size:])
-        )
-        return cls(step, digest, missing, abstaining)
+        check_room(room, most_room, rank)
+        flags = np.frombuffer(data, np.uint8, offset=_BALLOT.size)
+        missing = np.unpackbits(flags, count=num_tensors, bitorder="little").astype(bool).tolist()
+        return cls(step, digest, room, missing)
 
 
-def _flags_to_bytes(flags: Sequence[bool]) -> bytes:
-    return np.packbits(np.array(flags, bool), bitorder="little").tobytes()
+@dataclass(frozen=True)
+class OutcomeHeader:
+    """What an owner says about its shard.
+
+    Attributes:
+        counts: sums over the shard.
+        room: bytes that the changes of the undecided coordinates take.
+    """
+
+    counts: Counts
+    room: int
+
+    SIZE = _OUTCOME.size
+
+    def to_bytes(self) -> bytes:
+        counts = self.counts
+        return _OUTCOME.pack(counts.votes, counts.margin, counts.ties, counts.silent, self.room)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, rank: int, most_room: int) -> OutcomeHeader:
+        """Read the header of ``rank``.
+
+        Raises:
+            RuntimeError: it makes no sense.
+        """
+        *counts, room = _OUTCOME.unpack_from(data)
+        check_room(room, most_room, rank)
+        return cls(Counts(*counts), room)
 
 
-def counts_to_bytes(counts: Counts) -> Tensor:
-    """``counts`` as a uint8 tensor of :data:`COUNTS_SIZE` elements."""
-    packed = _COUNTS.pack(counts.votes, counts.margin, counts.ties, counts.silent)
-    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-
-
-def counts_from_bytes(data: bytes) -> Counts:
-    """Inverse of :func:`counts_to_bytes`."""
-    return Counts(*_COUNTS.unpack(data))
+def check_room(room: int, most: int, rank: int) -> None:
+    """Raise where ``rank`` asks for more room than any honest rank can need."""
+    if room > most or room % 8:
+        raise RuntimeError(f"rank {rank} asks for {room} bytes, where at most {most} can be needed")

@@ -124,7 +124,8 @@ class MajorityVote:
                 check_signable(direction, f"directions[{index}]")
         layout, device = Layout.of(tensors), common_device(tensors)
         ballot = self._ballot(layout, [tensor.shape for tensor in tensors], device)
-        ballot.fill(directions, self.step, self.traffic)
+        with self.traffic.timed("pack"):
+            ballot.fill(directions, self.step)
         result = ballot.cast(self.process_group, self.step, self.traffic)
         self.step += 1
         self.last = result

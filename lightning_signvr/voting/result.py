@@ -22,8 +22,7 @@ class VotedSigns:
         layout: where each tensor's bits are.
         shapes: of the tensors.
         negative: uint8 plane, 1 where the vote is -1.
-        zero: uint8 plane, 1 where nothing was decided; meaningful for tensors in ``has_zeros``.
-        has_zeros: per tensor, whether ``zero`` has to be looked at.
+        undecided: uint8 plane, 1 where nothing was decided; None where there is no such coordinate.
         present: per tensor, whether any worker voted on it. An optimizer leaves the others alone.
         counts: sums over all coordinates.
         workers: number of workers that could vote.
@@ -32,30 +31,28 @@ class VotedSigns:
     layout: Layout
     shapes: Sequence[torch.Size]
     negative: Tensor
-    zero: Tensor | None
-    has_zeros: Sequence[bool]
+    undecided: Tensor | None
     present: Sequence[bool]
     counts: Counts
     workers: int
 
     def _planes(self, index: int) -> tuple[Tensor, Tensor | None]:
         part = self.layout.part(index)
-        zero = self.zero[part] if self.zero is not None and self.has_zeros[index] else None
-        return self.negative[part], zero
+        return self.negative[part], None if self.undecided is None else self.undecided[part]
 
     def signs(self, index: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Tensor ``index`` of the vote as -1, 0 and +1 in its own shape; all 0 where nobody voted."""
         if not self.present[index]:
             return torch.zeros(self.shapes[index], dtype=dtype, device=self.negative.device)
-        negative, zero = self._planes(index)
-        return unpack_signs(negative, self.layout.numels[index], dtype, zero).view(self.shapes[index])
+        negative, zeros = self._planes(index)
+        return unpack_signs(negative, self.layout.numels[index], dtype, zeros).view(self.shapes[index])
 
     def add_to_(self, index: int, target: Tensor, alpha: float, decay: float = 1.0) -> Tensor:
         """``target = decay * target + alpha * vote`` in place; untouched where nobody voted."""
         if not self.present[index]:
             return target
-        negative, zero = self._planes(index)
-        return add_signs_(target, negative, alpha, zeros=zero, decay=decay)
+        negative, zeros = self._planes(index)
+        return add_signs_(target, negative, alpha, zeros=zeros, decay=decay)
 
     @property
     def agreement(self) -> float:
