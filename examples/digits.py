@@ -131,11 +131,15 @@ def main() -> None:
     parser.add_argument("--strategy", nargs="+", default=["sign_vote"], choices=["sign_vote", "ddp"])
     parser.add_argument("--optimizer", default="signum", choices=sorted(OPTIMIZERS))
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps (default: 300)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="first learning rate, decays to 0 (default: 2e-3)")
+    parser.add_argument(
+        "--lr", type=float, default=2e-3, help="first learning rate, decays to 0 (default: 2e-3)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="per worker (default: 32)")
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder of event files (default: logs)")
+    parser.add_argument(
+        "--logs", type=Path, default=Path("logs"), help="folder of event files (default: logs)"
+    )
     options = parser.parse_args()
 
     torch.set_num_threads(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -25,7 +26,11 @@ class WorkerError(RuntimeError):
 
 
 def run_workers(
-    function: Callable[..., Any], workers: int, *args: Any, timeout: float = 60, env: dict[str, str] | None = None
+    function: Callable[..., Any],
+    workers: int,
+    *args: Any,
+    timeout: float = 60,
+    env: dict[str, str] | None = None,
 ) -> list[Any]:
     """``[function(rank, *args) for each rank]`` in as many processes.
 
@@ -71,7 +76,7 @@ def _collect(pipes: list[Connection], timeout: float) -> list[Any]:
         for pipe in ready:
             rank = pending.pop(pipe)  # type: ignore[arg-type]
             try:
-                failed, value = pipe.recv()  # type: ignore[union-attr]
+                failed, value = pickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
             except EOFError:
                 failed, value = True, "died without a word"
             (errors if failed else results)[rank] = value
@@ -111,7 +116,8 @@ def _work(
         dist.barrier()
     except BaseException:
         result = (True, traceback.format_exc())
-    pipe.send(result)
+    # plain pickle: multiprocessing's own would share tensors, which ends with this process
+    pipe.send_bytes(pickle.dumps(result))
     dist.destroy_process_group()
 
 

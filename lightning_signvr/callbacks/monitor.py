@@ -148,7 +148,7 @@ def _votes_of(trainer: Trainer) -> list[MajorityVote]:
 def _is_logging_step(trainer: Trainer) -> bool:
     # Lightning's own rule less its `or trainer.should_stop`, which may be set on one rank alone:
     # then only that rank would enter the all-reduce
-    every = trainer.log_every_n_steps
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by its logger connector
     return every > 0 and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
 
 

@@ -44,7 +44,7 @@ def with_rank_states(
     padded = torch.zeros(largest, dtype=torch.uint8, device=device)
     padded[: mine.numel()] = mine
     received = [torch.empty_like(padded) for _ in range(workers)] if rank == 0 else None
-    dist.gather(padded, received, group=group, group_dst=0)
+    dist.gather(padded, received, dst=0 if group is None else dist.get_global_rank(group, 0), group=group)
     if received is None:
         return dict(state_dict)
     states: list[Any] = [state_dict["state"]]

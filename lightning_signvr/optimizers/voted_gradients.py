@@ -55,8 +55,8 @@ def vote_gradients(optimizer: Optimizer, vote: MajorityVote) -> RemovableHandle:
         _replace_by_vote(optimizer, vote)
 
     def before_step(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args and args[0] is not None:
-            return (_then(args[0], replace), *args[1:]), kwargs
+        if len(args) > 1 and args[1] is not None:  # args[0] is the optimizer
+            return (args[0], _then(args[1], replace), *args[2:]), kwargs
         if kwargs.get("closure") is not None:
             return args, {**kwargs, "closure": _then(kwargs["closure"], replace)}
         replace()

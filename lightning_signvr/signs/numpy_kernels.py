@@ -9,6 +9,7 @@ byte per element is written. Each kernel equals its namesake in
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -35,7 +36,7 @@ class _Buffers(threading.local):
         self.words = np.empty(BLOCK, np.uint16)
         self.indices = np.empty(BLOCK // 8, np.intp)
         self.signs = np.empty(BLOCK * 8, np.uint8)  # viewed as the dtype in use, at most 8 bytes each
-        self.mask = np.empty(BLOCK * 8, np.uint8)
+        self.masks = np.empty(BLOCK * 8, np.uint8)
 
 
 _buffers = _Buffers()
@@ -56,15 +57,12 @@ def _find_negative(block: Array, dtype: torch.dtype, out: Array) -> None:
     np.less_equal(words, np.uint16(_NEGATIVE_INFINITY[dtype] - 0x8001), out=out)
 
 
-def _find_signed(block: Array, negative: Array, dtype: torch.dtype, out: Array) -> None:
-    """The complement of the abstentions; ``negative`` is what :func:`_find_negative` gave."""
+def _find_positive(block: Array, dtype: torch.dtype, out: Array) -> None:
     if dtype not in _NEGATIVE_INFINITY:
         np.greater(block, 0, out=out)
-        np.logical_or(negative, out, out=out)
         return
     words = _buffers.words[: len(block)]
-    np.bitwise_and(block, np.uint16(0x7FFF), out=words)
-    np.subtract(words, np.uint16(1), out=words)  # 0 wraps around to the largest number
+    np.subtract(block, np.uint16(1), out=words)  # 0 wraps around to the largest number
     np.less(words, np.uint16(_NEGATIVE_INFINITY[dtype] & 0x7FFF), out=out)
 
 
@@ -72,23 +70,23 @@ def pack(values: Tensor, negative: Tensor, abstaining: Tensor | None) -> bool:
     """See :func:`lightning_signvr.signs.oracle.pack`."""
     source, bits = _as_array(values), negative.numpy()
     missing = None if abstaining is None else abstaining.numpy()
-    found = False
     for start in range(0, len(source), BLOCK):
         block = source[start : start + BLOCK]
-        first, stop = start // 8, (start + len(block) + 7) // 8
-        is_negative = _buffers.first[: len(block)]
-        _find_negative(block, values.dtype, is_negative)
-        bits[first:stop] = np.packbits(is_negative, bitorder="little")
+        part = slice(start // 8, (start + len(block) + 7) // 8)
+        first, second = _buffers.first[: len(block)], _buffers.second[: len(block)]
+        _find_negative(block, values.dtype, first)
         if missing is None:
-            continue
-        signed = _buffers.second[: len(block)]
-        _find_signed(block, is_negative, values.dtype, signed)
-        if signed.all():
-            missing[first:stop] = 0
+            bits[part] = np.packbits(first, bitorder="little")
         else:
-            found = True
-            missing[first:stop] = np.packbits(np.logical_not(signed, out=signed), bitorder="little")
-    return found
+            _find_positive(block, values.dtype, second)  # while the block is in the cache
+            bits[part] = np.packbits(first, bitorder="little")
+            signed = np.packbits(second, bitorder="little")
+            np.bitwise_or(bits[part], signed, out=signed)
+            np.invert(signed, out=missing[part])
+    if missing is None or len(missing) == 0:
+        return False
+    missing[-1] &= 0xFF >> (-len(source) % 8)  # what lies behind the last value
+    return bool(np.count_nonzero(missing))
 
 
 @lru_cache(maxsize=16)
@@ -100,57 +98,67 @@ def _sign_table(dtype: torch.dtype, alpha: float) -> Array:
 
 @lru_cache(maxsize=4)
 def _keep_table(itemsize: int) -> Array:
-    """``[256, 8]``: all ones where the bit is 0, zero where it is 1, to be and-ed with signs."""
+    """``[256, 8]``: all ones where the bit is 0, only the sign bit where it is 1; for and-ing."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return (bits.astype(f"u{itemsize}") - 1).astype(f"u{itemsize}")
+    unsigned = np.dtype(f"u{itemsize}")
+    return np.where(bits == 1, unsigned.type(1 << (8 * itemsize - 1)), np.iinfo(unsigned).max)
 
 
-def _look_up(table: Array, packed: Array, out: Array) -> Array:
-    rows = out.view(table.dtype)[: len(packed) * 8].reshape(-1, 8)
-    indices = _buffers.indices[: len(packed)]
-    indices[:] = packed
-    return np.take(table, indices, axis=0, out=rows, mode="wrap").reshape(-1)  # "raise" would buffer
+def _signs(
+    negative: Tensor, zero: Tensor | None, numel: int, dtype: torch.dtype, alpha: float, zero_bit: bool
+) -> Iterator[tuple[slice, Array]]:
+    """Positions of each block and ``alpha`` times its signs, in memory that the next block reuses.
 
-
-def _look_up_signs(negative: Array, zero: Array | None, dtype: torch.dtype, alpha: float) -> Array:
-    signs = _look_up(_sign_table(dtype, alpha), negative, _buffers.signs)
-    if zero is not None and zero.any():
-        words = signs.view(f"u{signs.itemsize}")
-        np.bitwise_and(words, _look_up(_keep_table(signs.itemsize), zero, _buffers.mask), out=words)
-    return signs
+    Where the bit of ``zero`` is set it is 0, with the sign that ``alpha`` times the sign of
+    ``zero_bit`` would have.
+    """
+    bits, zeros = negative.numpy(), None if zero is None else zero.numpy()
+    table = _sign_table(dtype, alpha)
+    keep = _keep_table(table.itemsize)
+    rows = _buffers.signs.view(table.dtype).reshape(-1, 8)
+    masks = _buffers.masks.view(keep.dtype).reshape(-1, 8)
+    words = rows.view(keep.dtype)
+    for start in range(0, numel, BLOCK):
+        stop = min(start + BLOCK, numel)
+        part = slice(start // 8, (stop + 7) // 8)
+        size = part.stop - part.start
+        indices = _buffers.indices[:size]
+        absent = None if zeros is None or not zeros[part].any() else zeros[part]
+        if absent is None:
+            indices[:] = bits[part]
+        else:
+            indices[:] = bits[part] | absent if zero_bit else bits[part] & ~absent
+        table.take(indices, 0, rows[:size], "wrap")  # "raise" would buffer
+        if absent is not None:
+            indices[:] = absent
+            keep.take(indices, 0, masks[:size], "wrap")
+            np.bitwise_and(words[:size], masks[:size], out=words[:size])
+        yield slice(start, stop), rows.reshape(-1)[: stop - start]
 
 
 def unpack(negative: Tensor, zero: Tensor | None, numel: int, dtype: torch.dtype) -> Tensor:
     """See :func:`lightning_signvr.signs.oracle.unpack`."""
     result = torch.empty(numel, dtype=dtype)
-    target, bits = _as_array(result), negative.numpy()
-    zeros = None if zero is None else zero.numpy()
-    for start in range(0, numel, BLOCK):
-        part = slice(start // 8, (min(start + BLOCK, numel) + 7) // 8)
-        signs = _look_up_signs(bits[part], None if zeros is None else zeros[part], dtype, 1.0)
-        block = target[start : start + BLOCK]
-        block[:] = signs[: len(block)]
+    target = _as_array(result)
+    for block, signs in _signs(negative, zero, numel, dtype, 1.0, zero_bit=False):
+        target[block] = signs
     return result
 
 
 def add_signs(target: Tensor, negative: Tensor, zero: Tensor | None, alpha: float, decay: float) -> None:
     """See :func:`lightning_signvr.signs.oracle.add_signs`."""
-    bits, zeros = negative.numpy(), None if zero is None else zero.numpy()
     low_precision = target.dtype in _NEGATIVE_INFINITY
     array = None if low_precision else target.numpy()
     scale = 1.0 if low_precision else alpha  # 16-bit sums are torch's, which rounds once at the end
-    for start in range(0, target.numel(), BLOCK):
-        stop = min(start + BLOCK, target.numel())
-        part = slice(start // 8, (stop + 7) // 8)
-        signs = _look_up_signs(bits[part], None if zeros is None else zeros[part], target.dtype, scale)
-        terms = signs[: stop - start]
+    # what is added where nothing moves must be -0.0: only that leaves 0.0 and -0.0 as they are
+    zero_bit = alpha >= 0
+    for block, signs in _signs(negative, zero, target.numel(), target.dtype, scale, zero_bit):
         if array is None:
-            block = target[start:stop]
             if decay != 1.0:
-                block.mul_(decay)
-            block.add_(torch.from_numpy(terms.view(np.int16)).view(target.dtype), alpha=alpha)
+                target[block].mul_(decay)
+            target[block].add_(torch.from_numpy(signs.view(np.int16)).view(target.dtype), alpha=alpha)
         else:
-            numbers = array[start:stop]
+            numbers = array[block]
             if decay != 1.0:
                 np.multiply(numbers, numbers.dtype.type(decay), out=numbers)
-            np.add(numbers, terms, out=numbers)
+            np.add(numbers, signs, out=numbers)

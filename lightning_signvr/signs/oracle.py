@@ -45,10 +45,16 @@ def unpack(negative: Tensor, zero: Tensor | None, numel: int, dtype: torch.dtype
 
 
 def add_signs(target: Tensor, negative: Tensor, zero: Tensor | None, alpha: float, decay: float) -> None:
-    """``target = decay * target + alpha * signs`` in place, for a 1-D ``target``."""
+    """``target = decay * target + alpha * signs`` in place, for a 1-D ``target``.
+
+    Where the bit of ``zero`` is set nothing is added, not even 0, which would make 0.0 of -0.0.
+    """
     if decay != 1.0:
         target.mul_(decay)
-    target.add_(unpack(negative, zero, target.numel(), target.dtype), alpha=alpha)
+    moved = target.add(unpack(negative, None, target.numel(), target.dtype), alpha=alpha)
+    if zero is not None:
+        moved = torch.where(bytes_to_bits(zero, target.numel()), target, moved)
+    target.copy_(moved)
 
 
 def count(rows: Tensor, abstaining: Tensor | None) -> tuple[Tensor, Tensor]:

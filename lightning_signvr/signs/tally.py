@@ -196,7 +196,8 @@ def _compare(first: Sequence[Bits], second: Sequence[Bits]) -> tuple[Bits, Bits]
 
 
 def _any(planes: Sequence[Bits]) -> Bits:
-    return np.bitwise_or.reduce(planes)
+    union: Bits = np.bitwise_or.reduce(planes)
+    return union
 
 
 def _ones(plane: Bits) -> int:
@@ -212,7 +213,9 @@ def _total(planes: Sequence[Bits], mask: Bits | None = None) -> int:
     )
 
 
-def _sum_up(against: Sequence[Bits], in_favour: Sequence[Bits] | None, negative: Bits, everyone: int) -> Counts:
+def _sum_up(
+    against: Sequence[Bits], in_favour: Sequence[Bits] | None, negative: Bits, everyone: int
+) -> Counts:
     """Votes and margin of a block in which ``everyone`` could have cast as many votes.
 
     ``sum |for - against|`` is ``sum (for - against)`` but for the sign where the outcome is negative.

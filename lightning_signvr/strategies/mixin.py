@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -19,10 +20,10 @@ from lightning_signvr.strategies.module_state import average_buffers, broadcast_
 from lightning_signvr.voting import MajorityVote, TieRule, ZeroRule
 
 if TYPE_CHECKING:
+    from lightning.fabric.plugins import ClusterEnvironment
     from lightning.pytorch import Trainer
     from lightning.pytorch.accelerators import Accelerator
     from lightning.pytorch.plugins import CheckpointIO, Precision
-    from lightning.pytorch.plugins.environments import ClusterEnvironment
     from lightning.pytorch.strategies import DDPStrategy as _Base
 else:
     _Base = object
@@ -76,7 +77,7 @@ class SignVoteMixin(_Base):
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
         process_group_backend: str | None = None,
-        timeout: timedelta | None = None,
+        timeout: timedelta | None = default_pg_timeout,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
         ties: TieRule = "random",
         zeros: ZeroRule = "abstain",
@@ -90,7 +91,7 @@ class SignVoteMixin(_Base):
             precision_plugin=precision_plugin,
             process_group_backend=process_group_backend,
             start_method=start_method,
-            **({} if timeout is None else {"timeout": timeout}),
+            timeout=timeout,
         )
         MajorityVote(ties=ties, zeros=zeros, seed=seed)  # raises on bad rules before anything starts
         self._rules: dict[str, Any] = {"ties": ties, "zeros": zeros, "seed": seed}

@@ -37,5 +37,5 @@ def average_buffers(module: nn.Module) -> None:
     flat = torch.cat([buffer.detach().double().reshape(-1) for buffer in buffers])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+    for buffer, mean in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(mean.view(buffer.shape))

@@ -42,9 +42,7 @@ class Ballot:
     def fill(self, directions: Sequence[Tensor | None], step: int) -> None:
         """Pack the signs of ``directions``, and by the zero rule what stands for no sign."""
         self._missing = [direction is None for direction in directions]
-        found = [
-            self._pack(index, direction, step) for index, direction in enumerate(directions)
-        ]
+        found = [self._pack(index, direction, step) for index, direction in enumerate(directions)]
         self._abstains = any(found)
 
     def _pack(self, index: int, direction: Tensor | None, step: int) -> bool:
@@ -74,9 +72,7 @@ class Ballot:
     def cast(self, group: dist.ProcessGroup | None, step: int, traffic: Traffic) -> VotedSigns:
         """Exchange what :meth:`fill` packed; a collective."""
         abstaining = self._abstaining if self._abstains else None
-        counts, present = self._exchange.run(
-            self._negative, abstaining, self._missing, step, traffic, group
-        )
+        counts, present = self._exchange.run(self._negative, abstaining, self._missing, step, traffic, group)
         return VotedSigns(
             layout=self._layout,
             shapes=self._shapes,

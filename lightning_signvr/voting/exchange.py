@@ -158,9 +158,7 @@ class Exchange:
         if tally.tied is not None and tally.counts.ties:
             if self._ties == "random":
                 first = self._rank * self._shard
-                coins = random_bytes(
-                    self._seed, step, TIE_STREAM, first, first + self._shard, self._device
-                )
+                coins = random_bytes(self._seed, step, TIE_STREAM, first, first + self._shard, self._device)
                 tally.negative |= tally.tied & coins
             elif self._ties == "zero":
                 undecided = tally.tied if undecided is None else undecided | tally.tied

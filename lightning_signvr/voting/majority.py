@@ -172,9 +172,7 @@ def _shapes_of(directions: Sequence[Tensor | None], like: Sequence[Tensor] | Non
     if like is None:
         given = [direction for direction in directions if direction is not None]
         if len(given) < len(directions):
-            raise ValueError(
-                "directions holds None, so its shape is unknown: pass the parameters as `like`"
-            )
+            raise ValueError("directions holds None, so its shape is unknown: pass the parameters as `like`")
         return given
     if len(like) != len(directions):
         raise ValueError(f"like has {len(like)} tensors, directions has {len(directions)}")

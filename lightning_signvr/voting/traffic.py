@@ -32,17 +32,16 @@ class Traffic:
     collectives: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def all_to_all(
-        self, output: Tensor, source: Tensor, group: dist.ProcessGroup | None
-    ) -> dist.Work | None:
+    def all_to_all(self, output: Tensor, source: Tensor, group: dist.ProcessGroup | None) -> dist.Work | None:
         """Start sending row ``r`` of ``source`` to rank ``r``; row ``r`` of ``output`` comes from it."""
         others = source.shape[0] - 1
         self._count(others * source[0].nbytes, others * output[0].nbytes)
-        return dist.all_to_all_single(output.view(-1), source.view(-1), group=group, async_op=True)
+        work: dist.Work | None = dist.all_to_all_single(
+            output.view(-1), source.view(-1), group=group, async_op=True
+        )
+        return work
 
-    def all_gather(
-        self, output: Tensor, source: Tensor, group: dist.ProcessGroup | None
-    ) -> dist.Work | None:
+    def all_gather(self, output: Tensor, source: Tensor, group: dist.ProcessGroup | None) -> dist.Work | None:
         """Start sending ``source`` to every rank; row ``r`` of ``output`` comes from rank ``r``."""
         others = output.shape[0] - 1
         self._count(others * source.nbytes, others * source.nbytes)

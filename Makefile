@@ -1,0 +1,66 @@
+# Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+OLDEST ?= .venv-oldest
+WORKERS ?= 2
+STEPS ?= 300
+JOBS ?= 2
+
+PIP = -m pip --disable-pip-version-check install
+BIN = $(VENV)/bin
+
+.PHONY: help demo test lint format oldest benchmark clean
+
+help:
+	@echo "make demo       train on real data with $(WORKERS) processes: one-bit votes beside DDP"
+	@echo "make test       run the tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     let ruff format the code"
+	@echo "make oldest     train with the oldest supported versions"
+	@echo "make benchmark  time the codec on this machine"
+	@echo "make clean      remove virtual environments and logs"
+
+$(VENV)/.ready: pyproject.toml constraints/newest.txt
+	@echo "==> Making $(VENV) and installing lightning-signvr with its dependencies (first time only)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) --constraint constraints/newest.txt --editable '.[test]'
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@echo "==> Adding the linters"
+	$(BIN)/python $(PIP) --quiet --constraint constraints/newest.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.ready
+	@echo "==> Training a small CNN on scikit-learn's digits with $(WORKERS) processes: sign_vote, then ddp"
+	$(BIN)/python examples/digits.py --workers $(WORKERS) --steps $(STEPS) --strategy sign_vote ddp
+
+test: $(VENV)/.ready
+	@echo "==> Running the tests, $(JOBS) at a time"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(OLDEST)/.ready: pyproject.toml constraints/oldest.txt
+	@echo "==> Making $(OLDEST) with the oldest supported versions"
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(PIP) --quiet --constraint constraints/oldest.txt --editable '.[examples]' pytorch-lightning
+	@touch $@
+
+oldest: $(OLDEST)/.ready
+	@echo "==> Training with the oldest supported versions"
+	$(OLDEST)/bin/python examples/digits.py --workers $(WORKERS) --steps 40 --strategy sign_vote
+
+benchmark: $(VENV)/.ready
+	$(BIN)/python benchmarks/codec.py
+
+clean:
+	rm -rf $(VENV) $(OLDEST) logs lightning_logs
