@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_signvr.signs import numpy_kernels, oracle
-from lightning_signvr.signs.definition import check_signable
+from lightning_signvr.signs.definition import check_result_dtype, check_signable
 
 
 def packed_size(numel: int) -> int:
@@ -117,7 +117,7 @@ def unpack_signs(
     """
     if numel < 0:
         raise ValueError(f"numel must not be negative, got {numel}")
-    check_signable(torch.empty(0, dtype=dtype), "the result")
+    check_result_dtype(dtype, "dtype")
     _plane(packed, "packed", numel, packed.device)
     if zeros is not None:
         _plane(zeros, "zeros", numel, packed.device)

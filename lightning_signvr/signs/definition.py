@@ -21,6 +21,8 @@ from torch import Tensor
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+_SUPPORTED = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
+
 
 def is_negative(values: Tensor) -> Tensor:
     """Boolean tensor, true where the sign bit is 1."""
@@ -46,8 +48,13 @@ def check_signable(values: Tensor, name: str) -> None:
             "build the layer with sparse=False or pass gradient.to_dense()"
         )
     if values.dtype not in SUPPORTED_DTYPES:
-        supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
         raise TypeError(
             f"{name} has dtype {str(values.dtype).removeprefix('torch.')}, which has no sign vote; "
-            f"supported are {supported}: convert it or exclude it from the optimizer"
+            f"supported are {_SUPPORTED}: convert it or exclude it from the optimizer"
         )
+
+
+def check_result_dtype(dtype: torch.dtype, name: str) -> None:
+    """Raise TypeError where signs cannot be written as ``dtype``."""
+    if dtype not in SUPPORTED_DTYPES:
+        raise TypeError(f"{name} must be one of {_SUPPORTED}, got {str(dtype).removeprefix('torch.')}")

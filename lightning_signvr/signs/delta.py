@@ -59,6 +59,8 @@ def decode_(plane: Tensor, code: Tensor) -> Tensor:
     """
     if code.numel() == 0:
         return plane
+    if code.numel() < 8:
+        raise ValueError(f"a code of {code.numel()} bytes is cut off")
     count = int(code[:8].clone().view(torch.int64))
     if count == _DENSE:
         if code.numel() < 8 + plane.numel():

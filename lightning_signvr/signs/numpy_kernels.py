@@ -70,22 +70,23 @@ def pack(values: Tensor, negative: Tensor, abstaining: Tensor | None) -> bool:
     """See :func:`lightning_signvr.signs.oracle.pack`."""
     source, bits = _as_array(values), negative.numpy()
     missing = None if abstaining is None else abstaining.numpy()
+    first, second = _buffers.first, _buffers.second
     for start in range(0, len(source), BLOCK):
         block = source[start : start + BLOCK]
-        part = slice(start // 8, (start + len(block) + 7) // 8)
-        first, second = _buffers.first[: len(block)], _buffers.second[: len(block)]
-        _find_negative(block, values.dtype, first)
+        part = slice(start // 8, (start + BLOCK) // 8)
+        is_negative, is_positive = first[: len(block)], second[: len(block)]
+        _find_negative(block, values.dtype, is_negative)
         if missing is None:
-            bits[part] = np.packbits(first, bitorder="little")
-        else:
-            _find_positive(block, values.dtype, second)  # while the block is in the cache
-            bits[part] = np.packbits(first, bitorder="little")
-            signed = np.packbits(second, bitorder="little")
-            np.bitwise_or(bits[part], signed, out=signed)
-            np.invert(signed, out=missing[part])
+            bits[part] = np.packbits(is_negative, bitorder="little")
+            continue
+        _find_positive(block, values.dtype, is_positive)  # at once, while the block is in the cache
+        bits[part] = against = np.packbits(is_negative, bitorder="little")
+        signed = np.packbits(is_positive, bitorder="little")
+        np.bitwise_or(signed, against, out=signed)
+        np.invert(signed, out=missing[part])
     if missing is None or len(missing) == 0:
         return False
-    missing[-1] &= 0xFF >> (-len(source) % 8)  # what lies behind the last value
+    missing[-1] &= 0xFF >> (-len(source) % 8)  # nothing abstains behind the last value
     return bool(np.count_nonzero(missing))
 
 
@@ -115,25 +116,24 @@ def _signs(
     bits, zeros = negative.numpy(), None if zero is None else zero.numpy()
     table = _sign_table(dtype, alpha)
     keep = _keep_table(table.itemsize)
-    rows = _buffers.signs.view(table.dtype).reshape(-1, 8)
-    masks = _buffers.masks.view(keep.dtype).reshape(-1, 8)
-    words = rows.view(keep.dtype)
+    signs = _buffers.signs.view(table.dtype)[:BLOCK]
+    rows, words = signs.reshape(-1, 8), signs.view(keep.dtype).reshape(-1, 8)
+    masks = _buffers.masks.view(keep.dtype)[:BLOCK].reshape(-1, 8)
     for start in range(0, numel, BLOCK):
-        stop = min(start + BLOCK, numel)
-        part = slice(start // 8, (stop + 7) // 8)
-        size = part.stop - part.start
+        part = slice(start // 8, (start + BLOCK) // 8)
+        against = bits[part]
+        size = len(against)
         indices = _buffers.indices[:size]
         absent = None if zeros is None or not zeros[part].any() else zeros[part]
-        if absent is None:
-            indices[:] = bits[part]
-        else:
-            indices[:] = bits[part] | absent if zero_bit else bits[part] & ~absent
+        if absent is not None:
+            against = against | absent if zero_bit else against & ~absent
+        indices[:] = against
         table.take(indices, 0, rows[:size], "wrap")  # "raise" would buffer
         if absent is not None:
             indices[:] = absent
             keep.take(indices, 0, masks[:size], "wrap")
             np.bitwise_and(words[:size], masks[:size], out=words[:size])
-        yield slice(start, stop), rows.reshape(-1)[: stop - start]
+        yield slice(start, start + BLOCK), signs[: numel - start]
 
 
 def unpack(negative: Tensor, zero: Tensor | None, numel: int, dtype: torch.dtype) -> Tensor:

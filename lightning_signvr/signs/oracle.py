@@ -65,8 +65,8 @@ def count(rows: Tensor, abstaining: Tensor | None) -> tuple[Tensor, Tensor]:
         abstaining: same shape, each voter's abstentions, or None.
     """
     numel = rows.shape[1] * 8
-    against = bytes_to_bits(rows.reshape(-1), rows.numel() * 8).view(-1, numel)
+    against = bytes_to_bits(rows.reshape(-1), rows.numel() * 8).view(rows.shape[0], numel)
     voting = torch.ones_like(against)
     if abstaining is not None:
-        voting = ~bytes_to_bits(abstaining.reshape(-1), abstaining.numel() * 8).view(-1, numel)
+        voting = ~bytes_to_bits(abstaining.reshape(-1), abstaining.numel() * 8).view(against.shape)
     return (~against & voting).sum(0), (against & voting).sum(0)

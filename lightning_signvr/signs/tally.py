@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_signvr.signs import oracle
 
-_BLOCK = 32 * 1024  # bytes of one plane: the adder's work space stays in the cache
+_BLOCK = 64 * 1024  # bytes of one plane: the adder's work space stays in the cache
 
 Bits = npt.NDArray[np.uint8]
 

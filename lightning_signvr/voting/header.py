@@ -103,9 +103,14 @@ class OutcomeHeader:
         Raises:
             RuntimeError: it makes no sense.
         """
-        *counts, room = _OUTCOME.unpack_from(data)
+        votes, margin, ties, silent, room = _OUTCOME.unpack_from(data)
+        if min(margin, ties, silent) < 0 or margin > votes:
+            raise RuntimeError(
+                f"rank {rank} sent counts that cannot be ({votes} votes, margin {margin}, {ties} ties, "
+                f"{silent} silent): all ranks must run the same version of lightning-signvr"
+            )
         check_room(room, most_room, rank)
-        return cls(Counts(*counts), room)
+        return cls(Counts(votes, margin, ties, silent), room)
 
 
 def check_room(room: int, most: int, rank: int) -> None:

@@ -75,6 +75,7 @@ class MajorityVote:
         check_rule("ties", ties, TIE_RULES)
         check_rule("zeros", zeros, ZERO_RULES)
         check_seed(seed)
+        world(process_group)  # raises where this rank is not in it
         self.process_group = process_group
         self.ties: TieRule = ties
         self.zeros: ZeroRule = zeros
@@ -118,11 +119,12 @@ class MajorityVote:
                 process group cannot exchange.
             RuntimeError: another rank votes on something else.
         """
-        tensors = _shapes_of(directions, like)
         for index, direction in enumerate(directions):
             if direction is not None:
                 check_signable(direction, f"directions[{index}]")
-        layout, device = Layout.of(tensors), common_device(tensors)
+        tensors = _shapes_of(directions, like)
+        given = [direction for direction in directions if direction is not None]
+        layout, device = Layout.of(tensors), common_device([*tensors, *given])
         ballot = self._ballot(layout, [tensor.shape for tensor in tensors], device)
         with self.traffic.timed("pack"):
             ballot.fill(directions, self.step)

@@ -70,4 +70,5 @@ class VotedSigns:
     @property
     def abstain_rate(self) -> float:
         """Share of the possible votes that were not cast."""
-        return 1.0 - self.counts.votes / max(1, self.layout.num_parameters * self.workers)
+        possible = self.layout.num_parameters * self.workers
+        return 1.0 - self.counts.votes / possible if possible else 0.0

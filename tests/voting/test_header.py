@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_signvr.signs import Counts
+from lightning_signvr.voting.header import BallotHeader, OutcomeHeader
+
+flags = st.lists(st.booleans(), max_size=130)
+rooms = st.integers(0, 2**40).map(lambda words: 8 * words)
+numbers = st.integers(0, 2**62)
+counts = st.builds(lambda margin, lost, *others: Counts(margin + lost, margin, *others), *[numbers] * 4)
+words = st.integers(0, 2**64 - 1)
+
+
+def result_or_complaint(read):
+    """What ``read`` returns, or the message of the RuntimeError that it raises."""
+    try:
+        return read()
+    except RuntimeError as error:
+        return str(error)
+
+
+@given(words, words, rooms, flags)
+def test_ballot_header_round_trip(step, digest, room, missing):
+    header = BallotHeader(step, digest, room, missing)
+    data = header.to_bytes()
+    assert len(data) == BallotHeader.size(len(missing))
+    assert len(data) % 8 == 0
+    assert BallotHeader.from_bytes(data, len(missing), 0, step, digest, 2**43) == header
+
+
+@given(counts, rooms)
+def test_outcome_header_round_trip(tallied, room):
+    header = OutcomeHeader(tallied, room)
+    assert len(header.to_bytes()) == OutcomeHeader.SIZE
+    assert OutcomeHeader.from_bytes(header.to_bytes(), 0, 2**43) == header
+
+
+@given(st.integers(0, 191), flags)
+def test_a_flipped_bit_in_front_is_found_unless_it_is_a_possible_room(bit, missing):
+    good = BallotHeader(7, 2**63 + 5, 16, missing)
+    data = bytearray(good.to_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    read = result_or_complaint(
+        lambda: BallotHeader.from_bytes(bytes(data), len(missing), 3, good.step, good.digest, 64)
+    )
+    if isinstance(read, str):
+        assert read.startswith("rank 3 ")
+    else:
+        assert read in [replace(good, room=room) for room in (0, 24, 48)]
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_garbage_is_no_ballot(data):
+    with pytest.raises(RuntimeError, match=r"^rank 1 sent something that is not a sign vote"):
+        BallotHeader.from_bytes(data, 10, 1, 0, 0, 64)
+
+
+@given(st.binary(min_size=OutcomeHeader.SIZE, max_size=OutcomeHeader.SIZE))
+def test_garbage_is_refused_or_a_possible_outcome(data):
+    read = result_or_complaint(lambda: OutcomeHeader.from_bytes(data, 1, 64))
+    if isinstance(read, str):
+        assert read.startswith(("rank 1 sent counts that cannot be", "rank 1 asks for"))
+    else:
+        assert read.to_bytes() == data
+        assert read.room in range(0, 65, 8)
+        assert 0 <= read.counts.margin <= read.counts.votes
+
+
+@pytest.mark.parametrize("counts", [(3, 4, 0, 0), (3, -1, 0, 0), (3, 1, -1, 0), (3, 1, 0, -1)])
+def test_impossible_counts_have_their_message(counts):
+    data = OutcomeHeader(Counts(*counts), 0).to_bytes()
+    with pytest.raises(RuntimeError, match=r"^rank 2 sent counts that cannot be \(3 votes"):
+        OutcomeHeader.from_bytes(data, 2, 64)
+
+
+@pytest.mark.parametrize(
+    ("step", "digest", "room", "reason"),
+    [
+        (8, 5, 0, "rank 2 is at step 8 where this rank is at step 7: .*equally often"),
+        (7, 6, 0, "rank 2 votes on other tensors or by other rules"),
+        (7, 5, 72, "rank 2 asks for 72 bytes, where at most 64"),
+        (7, 5, 12, "rank 2 asks for 12 bytes"),
+    ],
+)
+def test_a_ballot_on_something_else_has_its_message(step, digest, room, reason):
+    with pytest.raises(RuntimeError, match=reason):
+        BallotHeader.from_bytes(BallotHeader(step, digest, room, [True]).to_bytes(), 1, 2, 7, 5, 64)
+
+
+def test_an_outcome_with_too_much_room_has_its_message():
+    with pytest.raises(RuntimeError, match="rank 2 asks for 72 bytes, where at most 64"):
+        OutcomeHeader.from_bytes(OutcomeHeader(Counts(), 72).to_bytes(), 2, 64)
