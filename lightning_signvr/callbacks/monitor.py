@@ -68,10 +68,10 @@ class SignVoteMonitor(Callback):
             meter.update()
         if not _is_logging_step(trainer) or trainer.fit_loop._should_accumulate():
             return
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        metrics = _mean_over_workers(
-            trainer, {"loss/train": _number(loss), "grad_norm/local": self._gradient_norm}
-        )
+        loss = _number(outputs.get("loss") if isinstance(outputs, dict) else outputs)
+        if loss is not None:
+            loss *= trainer.accumulate_grad_batches  # by which Lightning has divided it
+        metrics = _mean_over_workers(trainer, {"loss/train": loss, "grad_norm/local": self._gradient_norm})
         self._gradient_norm = None
         for number, meter in enumerate(self._meters):
             suffix = f"/{number}" if len(self._meters) > 1 else ""

@@ -17,8 +17,8 @@ _MODULES = {
 
 
 def _register() -> type:
-    """Import the modules that register; the class of the namespace that the program uses."""
-    in_use = [namespace for namespace in _MODULES if namespace in sys.modules]
+    """Import the modules that register; the class of the namespace that the program imported first."""
+    in_use = [name for name in sys.modules if name in _MODULES]  # in the order of their import
     classes = {
         namespace: import_module(module).SignVoteStrategy
         for namespace, module in _MODULES.items()

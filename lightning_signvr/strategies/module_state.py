@@ -27,15 +27,19 @@ def broadcast_state(module: nn.Module) -> None:
 def average_buffers(module: nn.Module) -> None:
     """Replace floating-point buffers (BatchNorm's statistics) by their mean over the ranks; a collective.
 
-    The mean is taken in float64, so that buffers that are the same everywhere stay as they are.
+    The mean is rank 0's value plus the mean difference from it, so that values that are the same
+    everywhere, infinities among them, stay as they are to the last bit.
     """
     if _alone():
         return
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     if not buffers:
         return
-    flat = torch.cat([buffer.detach().double().reshape(-1) for buffer in buffers])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for buffer, mean in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
+    mine = torch.cat([buffer.detach().double().reshape(-1) for buffer in buffers])
+    reference = mine.clone()
+    dist.broadcast(reference, src=0)
+    difference = torch.where(mine == reference, 0.0, mine - reference)
+    dist.all_reduce(difference)
+    means = reference + difference / dist.get_world_size()
+    for buffer, mean in zip(buffers, torch.split(means, [buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(mean.view(buffer.shape))
