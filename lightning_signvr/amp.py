@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.voting.traffic import Traffic
 
 
@@ -54,13 +55,28 @@ class SharedGradScaler(GradScaler):
         return shared
 
     def unscale_(self, optimizer: Optimizer) -> None:
-        """As torch's, then the maximum of the found-inf flag over the ranks; a collective."""
+        """As torch's, gradients at anchors included, then the largest found-inf flag of all ranks.
+
+        A collective where there are several ranks.
+        """
         super().unscale_(optimizer)
+        if self._enabled and isinstance(optimizer, AnchoredOptimizer):
+            self._unscale_anchors(optimizer)
         if not self._enabled or not dist.is_initialized() or dist.get_world_size(self.process_group) == 1:
             return
         flags = self._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
         if not flags:  # no gradient here at all: still take part, and have a flag to be found
-            device = optimizer.param_groups[0]["params"][0].device
-            flags[device] = torch.zeros((), dtype=torch.float32, device=device)
+            assert self._scale is not None
+            flags[self._scale.device] = torch.zeros_like(self._scale)
         for flag in flags.values():
             self.traffic.all_reduce_max(flag, self.process_group)
+
+    def _unscale_anchors(self, optimizer: AnchoredOptimizer) -> None:
+        assert self._scale is not None
+        inverse = self._scale.double().reciprocal().float()
+        flags = self._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+        for gradient in optimizer.anchor_gradients():
+            gradient.mul_(inverse.to(gradient.device))
+            overflowed = (~torch.isfinite(gradient).all()).float()
+            flag = flags.setdefault(gradient.device, torch.zeros_like(overflowed))
+            torch.maximum(flag, overflowed, out=flag)

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_signvr"
-LAYERS = {"signs": 1, "voting": 2, "estimators": 3, "optimizers": 4, "amp": 5, "strategies": 6, "callbacks": 7}
+LAYERS = {
+    "signs": 1,
+    "voting": 2,
+    "estimators": 3,
+    "proximal": 3,
+    "optimizers": 4,
+    "amp": 5,
+    "replay": 5,
+    "strategies": 6,
+    "callbacks": 7,
+}
 MODULES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
 
 

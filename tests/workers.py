@@ -107,6 +107,7 @@ def _work(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         TORCHELASTIC_RUN_ID="test",
+        OMP_NUM_THREADS="1",  # else Lightning chooses a number that depends on the workers
         **env,
     )
     torch.set_num_threads(1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
+
+PREVIOUS = "previous"
+"""Name of the anchor ``x_{t-1}``: see :class:`~lightning_signvr.optimizers.AnchoredOptimizer`."""
 
 
 class Estimator(Protocol):
@@ -13,7 +17,13 @@ class Estimator(Protocol):
     It sees one parameter at a time and keeps what it needs in that parameter's optimizer state.
     """
 
-    def __call__(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    def __call__(
+        self,
+        gradient: Tensor,
+        state: dict[str, Any],
+        group: dict[str, Any],
+        at: Mapping[str, Tensor],
+    ) -> Tensor:
         """The direction whose sign is voted on.
 
         Args:
@@ -21,6 +31,8 @@ class Estimator(Protocol):
                 may reuse its memory: copy it to keep it).
             state: the parameter's state; what is put there is saved with the optimizer.
             group: the parameter's group of hyper-parameters.
+            at: gradients of the same samples at other points, by the anchor's name. Empty where the
+                method has no anchors, or none yet.
 
         Returns:
             Tensor of the gradient's shape. It may be the gradient or a buffer in ``state``.

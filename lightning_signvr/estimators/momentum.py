@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,13 @@ class Momentum:
     either. State: ``momentum_buffer``, of the parameter's shape, in float32 for 16-bit parameters.
     """
 
-    def __call__(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    def __call__(
+        self,
+        gradient: Tensor,
+        state: dict[str, Any],
+        group: dict[str, Any],
+        at: Mapping[str, Tensor],
+    ) -> Tensor:
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient, dtype=state_dtype(gradient.dtype))
         average: Tensor = state["momentum_buffer"]

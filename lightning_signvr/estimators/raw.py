@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,5 +11,11 @@ from torch import Tensor
 class RawGradient:
     """``v_t = g_t``; no state."""
 
-    def __call__(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    def __call__(
+        self,
+        gradient: Tensor,
+        state: dict[str, Any],
+        group: dict[str, Any],
+        at: Mapping[str, Tensor],
+    ) -> Tensor:
         return gradient

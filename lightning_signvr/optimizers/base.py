@@ -76,7 +76,12 @@ class SignOptimizer(Optimizer):
     def estimate(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """This worker's direction for a parameter that has a gradient."""
         assert parameter.grad is not None
-        return self.estimator(parameter.grad, self.state[parameter], group)
+        elsewhere = self.gradients_elsewhere(parameter)
+        return self.estimator(parameter.grad, self.state[parameter], group, elsewhere)
+
+    def gradients_elsewhere(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Gradients of the step's samples at other points, for methods that compare points."""
+        return {}
 
     def encode(self, direction: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """The numbers whose signs the worker votes with: here the direction itself."""
@@ -87,6 +92,16 @@ class SignOptimizer(Optimizer):
         lr = float(group["lr"])
         alpha = lr if group["maximize"] else -lr
         votes.add_to_(index, parameter, alpha=alpha, decay=1 - lr * group["weight_decay"])
+
+    def evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        """Run the step's closure, if there is one; its loss."""
+        if closure is None:
+            return None
+        with torch.enable_grad():
+            return closure()
+
+    def before_update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Called for each parameter that takes part, before any vote moves it."""
 
     @overload
     def step(self, closure: None = ...) -> None: ...
@@ -111,10 +126,7 @@ class SignOptimizer(Optimizer):
             TypeError: a sparse gradient.
             RuntimeError: the workers do not step on the same parameters.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss: float | None = self.evaluate(closure)
         parameters: list[Tensor] = []
         groups: list[dict[str, Any]] = []
         directions: list[Tensor | None] = []
@@ -132,6 +144,7 @@ class SignOptimizer(Optimizer):
         self.vote.step = self.param_groups[0]["step"]
         votes = self.vote(directions, like=parameters)
         for index, (parameter, group) in enumerate(zip(parameters, groups, strict=True)):
+            self.before_update(parameter, group)
             if votes.present[index]:
                 self.update(parameter, votes, index, group)
         for group in self.param_groups:

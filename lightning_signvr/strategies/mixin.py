@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_signvr.amp import SharedGradScaler
-from lightning_signvr.optimizers import SignOptimizer, vote_gradients
+from lightning_signvr.optimizers import AnchoredOptimizer, SignOptimizer, vote_gradients
 from lightning_signvr.optimizers.rank_states import own_rank_state, with_rank_states
 from lightning_signvr.strategies.module_state import average_buffers, broadcast_state
+from lightning_signvr.strategies.replaying import ReplayMixin
 from lightning_signvr.voting import MajorityVote, TieRule, ZeroRule
 
 if TYPE_CHECKING:
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.accelerators import Accelerator
     from lightning.pytorch.plugins import CheckpointIO, Precision
-    from lightning.pytorch.strategies import DDPStrategy as _Base
-else:
-    _Base = object
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ REGISTERED_NAMES: Mapping[str, str] = {
 _VOTE_STATE = "sign_vote"
 
 
-class SignVoteMixin(_Base):
+class SignVoteMixin(ReplayMixin):
     """Train data-parallel with one bit per parameter in each direction.
 
     Like DDP, each process trains a replica of the model on its own part of the data. Unlike DDP,
@@ -53,6 +52,8 @@ class SignVoteMixin(_Base):
     * Gradients are clipped by each worker's own norm, before the vote.
     * Float buffers (BatchNorm) are averaged before validation and checkpoints and after training.
     * A checkpoint holds every worker's optimizer state, and each worker resumes with its own.
+    * A variance-reduced optimizer gets its second gradient by itself: each microbatch runs again at the
+      previous iterate, with the same dropout masks, and leaves no other trace.
     * With ``precision="16-mixed"`` the workers agree on which steps to skip.
 
     Args:
@@ -96,6 +97,7 @@ class SignVoteMixin(_Base):
         MajorityVote(ties=ties, zeros=zeros, seed=seed)  # raises on bad rules before anything starts
         self._rules: dict[str, Any] = {"ties": ties, "zeros": zeros, "seed": seed}
         self._votes: list[MajorityVote] = []
+        self._hooks: list[RemovableHandle] = []
 
     def __repr__(self) -> str:
         # Lightning prints this where it refuses a strategy, which is where the remedy is needed
@@ -120,6 +122,7 @@ class SignVoteMixin(_Base):
     @override
     def setup_optimizers(self, trainer: Trainer) -> None:
         super().setup_optimizers(trainer)
+        self._remove_hooks()
         self._votes = [self._connect(optimizer) for optimizer in self.optimizers]
 
     def _connect(self, optimizer: Optimizer) -> MajorityVote:
@@ -127,9 +130,11 @@ class SignVoteMixin(_Base):
         if isinstance(optimizer, SignOptimizer):
             if optimizer.vote_is_default:
                 optimizer.vote = MajorityVote(**self._rules)
+            if isinstance(optimizer, AnchoredOptimizer):
+                optimizer.replays_closures = False  # this strategy does, without hooks and logs
             return optimizer.vote
         vote = MajorityVote(**self._rules)
-        vote_gradients(optimizer, vote)
+        self._hooks.append(vote_gradients(optimizer, vote))
         if self.is_global_zero:
             log.warning(
                 "sign_vote: %s is not a sign optimizer; it steps on the majority sign (-1, 0 or +1) of the "
@@ -137,6 +142,16 @@ class SignVoteMixin(_Base):
                 type(optimizer).__name__,
             )
         return vote
+
+    def _remove_hooks(self) -> None:
+        """End the votes of other optimizers, which are the user's own again (and may be fitted again)."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    @override
+    def teardown(self) -> None:
+        self._remove_hooks()
+        super().teardown()
 
     @override
     def setup_precision_plugin(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signvr import LocalVote, MajorityVote, SignSGD, Signum
-from lightning_signvr.optimizers import SignOptimizer
+from lightning_signvr.optimizers import SSVR, SignOptimizer
 
-both = pytest.mark.parametrize("make", [SignSGD, Signum])
+one_gradient_ssvr = partial(SSVR, previous="last_batch")
+each = pytest.mark.parametrize(
+    "make", [SignSGD, Signum, one_gradient_ssvr], ids=["SignSGD", "Signum", "SSVR"]
+)
 Make = Callable[..., SignOptimizer]
 
 
@@ -36,7 +40,7 @@ def train(model: nn.Module, optimizer: SignOptimizer, steps: int) -> None:
         optimizer.step()
 
 
-@both
+@each
 def test_learns(make: Make) -> None:
     model = small_model()
     first = loss_of(model).item()
@@ -44,7 +48,7 @@ def test_learns(make: Make) -> None:
     assert loss_of(model).item() < 0.3 * first
 
 
-@both
+@each
 def test_closure_gives_the_loss_and_the_same_step(make: Make) -> None:
     weights = []
     for use_closure in (False, True):
@@ -91,7 +95,7 @@ def test_added_group_joins_the_vote() -> None:
     assert [group["step"] for group in optimizer.param_groups] == [2, 2]
 
 
-@both
+@each
 def test_lr_may_be_a_tensor_and_follow_a_scheduler(make: Make) -> None:
     moved = []
     for lr in (0.5, torch.tensor(0.5)):
@@ -106,7 +110,7 @@ def test_lr_may_be_a_tensor_and_follow_a_scheduler(make: Make) -> None:
     assert moved == [-0.875, -0.875]
 
 
-@both
+@each
 @pytest.mark.parametrize("way", ["state_dict", "file", "deepcopy", "pickle"])
 def test_state_survives(make: Make, way: str, tmp_path: Path) -> None:
     model = small_model()
@@ -156,7 +160,7 @@ def test_gradient_is_not_kept_or_changed() -> None:
     assert torch.equal(optimizer.state[weight]["momentum_buffer"], before)
 
 
-@both
+@each
 def test_parameters_without_gradient_or_frozen_stay(make: Make) -> None:
     weights = [nn.Parameter(torch.ones(2)) for _ in range(3)]
     weights[1].requires_grad_(False)
@@ -166,7 +170,7 @@ def test_parameters_without_gradient_or_frozen_stay(make: Make) -> None:
     assert [weight.tolist() for weight in weights] == [[1, 1], [1, 1], [0.25, 0.25]]
 
 
-@both
+@each
 def test_a_parameter_in_any_memory_format(make: Make) -> None:
     weight = nn.Parameter(torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last))
     gradient = torch.randn(2, 3, 4, 5)
@@ -175,7 +179,7 @@ def test_a_parameter_in_any_memory_format(make: Make) -> None:
     assert torch.equal(weight.detach(), -gradient.sign())
 
 
-@both
+@each
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
@@ -211,7 +215,7 @@ def test_bad_group_is_refused_wherever_it_comes_from() -> None:
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": -1.0})
 
 
-@both
+@each
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
 def test_unsupported_parameters_are_refused(make: Make, dtype: torch.dtype) -> None:
     odd = nn.Parameter(torch.zeros(2, dtype=dtype), requires_grad=False)
@@ -219,7 +223,7 @@ def test_unsupported_parameters_are_refused(make: Make, dtype: torch.dtype) -> N
         make([nn.Parameter(torch.zeros(2)), odd])
 
 
-@both
+@each
 def test_sparse_gradients_are_refused(make: Make) -> None:
     embedding = nn.Embedding(4, 2, sparse=True)
     optimizer = make(embedding.parameters())

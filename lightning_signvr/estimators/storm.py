@@ -1,0 +1,58 @@
+"""Stochastic recursive momentum (STORM): the variance-reduced estimator of the SSVR family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_signvr.estimators.base import PREVIOUS
+from lightning_signvr.estimators.momentum import state_dtype
+
+
+def correction_now(group: dict[str, Any]) -> float:
+    """A group's ``correction`` in this step: constant, or falling to 0 within ``correction_steps``."""
+    correction: float = group["correction"]
+    steps = group["correction_steps"]
+    return correction if steps is None else correction * max(0.0, 1 - group["step"] / steps)
+
+
+class Storm:
+    """``v_t = (1 - beta) v_{t-1} + beta g_t + correction (1 - beta) (g_t - g_t^-)`` with ``v_1 = g_1``.
+
+    ``g_t`` and ``g_t^-`` are the gradients of the *same samples* at ``x_t`` and at ``x_{t-1}``, so that
+    their noise cancels. With ``correction = 1`` this is ``v_t = g_t + (1 - beta) (v_{t-1} - g_t^-)``, arXiv
+    2609.18656, equation 10, and is computed in that form; with 0 it is a momentum of ``1 - beta`` that
+    begins at the first gradient.
+
+    ``previous="last_batch"`` takes for ``g_t^-`` the gradient that the last step computed, on *other*
+    samples. That saves the second evaluation, but the noises no longer cancel: keep ``correction`` small.
+
+    State: ``estimate``, of the parameter's shape, float32 for 16-bit parameters; with ``"last_batch"``
+    also ``last_gradient``, a copy.
+    """
+
+    def __call__(
+        self,
+        gradient: Tensor,
+        state: dict[str, Any],
+        group: dict[str, Any],
+        at: Mapping[str, Tensor],
+    ) -> Tensor:
+        last = at.get(PREVIOUS)
+        if group["previous"] == "last_batch":
+            last = state.get("last_gradient")
+            state["last_gradient"] = gradient.clone()  # a copy: torch may reuse the gradient's memory
+        if "estimate" not in state:
+            state["estimate"] = gradient.to(state_dtype(gradient.dtype), copy=True)
+            return state["estimate"]  # type: ignore[no-any-return]
+        estimate: Tensor = state["estimate"]
+        beta, correction = group["beta"], correction_now(group)
+        if last is not None and correction == 1:
+            return estimate.sub_(last).mul_(1 - beta).add_(gradient)
+        estimate.mul_(1 - beta).add_(gradient, alpha=beta)
+        if last is not None and correction > 0:
+            weight = correction * (1 - beta)
+            estimate.add_(gradient, alpha=weight).sub_(last, alpha=weight)
+        return estimate

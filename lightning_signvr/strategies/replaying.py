@@ -1,0 +1,173 @@
+"""How a Lightning strategy gives variance-reduced optimizers their second gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_signvr.optimizers import AnchoredOptimizer
+from lightning_signvr.replay import Replay, Surroundings
+
+if TYPE_CHECKING:
+    from lightning.pytorch.plugins import Precision
+    from lightning.pytorch.strategies import DDPStrategy as _Base
+else:
+    _Base = object
+
+
+class ReplayMixin(_Base):
+    """Runs each microbatch's ``training_step`` and backward pass again at the optimizer's anchors.
+
+    With automatic optimization that happens after the normal backward pass, for every microbatch; with
+    manual optimization, where ``optimizer.step(closure)`` runs its closure. The second pass logs
+    nothing, calls no hooks and leaves no trace but the gradients. It costs nothing for optimizers
+    without anchors.
+
+    Attributes:
+        in_replay: whether a second pass is running; a ``training_step`` with side effects may ask.
+    """
+
+    in_replay: bool = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._microbatch: tuple[tuple[Any, ...], dict[str, Any], Surroundings] | None = None
+
+    # -- automatic optimization -------------------------------------------------------------------
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.lightning_module is not None
+        if not self.in_replay and any(_is_anchored(optimizer) for optimizer in self.optimizers):
+            # new containers around the same tensors, since a training_step may pop from its batch
+            args_kept, kwargs_kept = apply_to_collection((args, kwargs), Tensor, lambda tensor: tensor)
+            self._microbatch = args_kept, kwargs_kept, Surroundings.capture(self.lightning_module)
+        return super().training_step(*args, **kwargs)
+
+    @override
+    def backward(
+        self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        assert self.lightning_module is not None
+        if self.in_replay:  # manual_backward in a closure that runs again
+            self._backward_without_hooks(closure_loss, *args, **kwargs)
+            return closure_loss.detach()
+        loss: Tensor = super().backward(closure_loss, optimizer, *args, **kwargs)
+        if self._microbatch is not None and self.lightning_module.automatic_optimization:
+            step_args, step_kwargs, before = self._microbatch
+            self._microbatch = None
+            self._replay(optimizer, before, lambda: self._forward_and_backward(step_args, step_kwargs))
+        return loss
+
+    def _forward_and_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self.lightning_module is not None
+        output = self.training_step(*args, **kwargs)
+        loss = output["loss"] if isinstance(output, dict) else output
+        if loss is None:
+            raise RuntimeError(
+                "training_step returned a loss the first time and None when it was repeated at the previous "
+                "iterate: what it returns must not depend on a state that it changes"
+            )
+        self._backward_without_hooks(loss / self.lightning_module.trainer.accumulate_grad_batches)
+
+    def _backward_without_hooks(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        assert self.lightning_module is not None
+        scaler = getattr(self.precision_plugin, "scaler", None)
+        self.lightning_module.backward(loss if scaler is None else scaler.scale(loss), *args, **kwargs)
+
+    def _replay(self, optimizer: Any, before: Surroundings, evaluate: Callable[[], object]) -> None:
+        assert self.lightning_module is not None
+        with self._replaying(self.lightning_module):
+            Replay(_unwrapped(optimizer), self.lightning_module).at_anchors(before, evaluate)
+
+    @contextmanager
+    def _replaying(self, module: nn.Module) -> Iterator[None]:
+        """Say so, and keep the module's ``log`` quiet."""
+        self.in_replay = True
+        try:
+            for name in ("log", "log_dict"):
+                module.__dict__[name] = _do_nothing
+            yield
+        finally:
+            for name in ("log", "log_dict"):
+                module.__dict__.pop(name, None)
+            self.in_replay = False
+
+    # -- manual optimization ----------------------------------------------------------------------
+
+    @override
+    def optimizer_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
+    ) -> Any:
+        assert self.lightning_module is not None
+        if not self.lightning_module.automatic_optimization and _is_anchored(optimizer):
+            closure = self._repeated(optimizer, closure)
+        return super().optimizer_step(optimizer, closure, model, **kwargs)
+
+    def _repeated(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def both() -> Any:
+            before = Surroundings.capture(self.lightning_module)
+            result = closure()
+            self._replay(optimizer, before, closure)
+            return result
+
+        return both
+
+    # -- clipping ---------------------------------------------------------------------------------
+
+    @override
+    def setup_precision_plugin(self) -> None:
+        super().setup_precision_plugin()
+        clip_together(self.precision_plugin)
+
+    @override
+    def teardown(self) -> None:
+        for name in ("clip_grad_by_norm", "clip_grad_by_value"):
+            self.precision_plugin.__dict__.pop(name, None)
+        super().teardown()
+
+
+def clip_together(plugin: Precision) -> None:
+    """Make a precision plugin clip gradients at anchors by the coefficient of those in ``.grad``.
+
+    Each on its own coefficient, their difference would no longer be a control variate.
+    """
+
+    def by_norm(optimizer: Optimizer, clip_val: float) -> None:
+        total = torch.nn.utils.clip_grad_norm_(plugin.main_params(optimizer), clip_val)
+        optimizer = _unwrapped(optimizer)
+        if isinstance(optimizer, AnchoredOptimizer):
+            coefficient = torch.clamp(clip_val / (total + 1e-6), max=1.0)  # as clip_grad_norm_ has it
+            for gradient in optimizer.anchor_gradients():
+                gradient.mul_(coefficient.to(gradient.device))
+
+    def by_value(optimizer: Optimizer, clip_val: float) -> None:
+        if _is_anchored(optimizer):
+            raise ValueError(
+                f'gradient_clip_algorithm="value" would clip the two gradients of {type(optimizer).__name__} '
+                'differently, so that their difference meant nothing: use gradient_clip_algorithm="norm"'
+            )
+        torch.nn.utils.clip_grad_value_(plugin.main_params(optimizer), clip_val)
+
+    plugin.__dict__.update(clip_grad_by_norm=by_norm, clip_grad_by_value=by_value)
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    return getattr(optimizer, "_optimizer", optimizer)
+
+
+def _is_anchored(optimizer: Any) -> bool:
+    """Whether ``optimizer`` has anchors to visit in this step."""
+    optimizer = _unwrapped(optimizer)
+    return isinstance(optimizer, AnchoredOptimizer) and bool(optimizer.active_anchors())
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    pass
