@@ -83,8 +83,14 @@ class SignOptimizer(Optimizer):
         """Gradients of the step's samples at other points, for methods that compare points."""
         return {}
 
-    def encode(self, direction: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """The numbers whose signs the worker votes with: here the direction itself."""
+    def encode(self, direction: Tensor, group: dict[str, Any], index: int) -> Tensor:
+        """The numbers whose signs the worker votes with: here the direction itself.
+
+        Args:
+            direction: what :meth:`estimate` gave; not to be changed, it may be state.
+            group: the parameter's hyper-parameters.
+            index: the parameter's place among all that vote, to key random numbers with.
+        """
         return direction
 
     def update(self, parameter: Tensor, votes: VotedSigns, index: int, group: dict[str, Any]) -> None:
@@ -127,6 +133,7 @@ class SignOptimizer(Optimizer):
             RuntimeError: the workers do not step on the same parameters.
         """
         loss: float | None = self.evaluate(closure)
+        self.vote.step = self.param_groups[0]["step"]
         parameters: list[Tensor] = []
         groups: list[dict[str, Any]] = []
         directions: list[Tensor | None] = []
@@ -137,11 +144,10 @@ class SignOptimizer(Optimizer):
                 direction = None
                 if parameter.grad is not None:
                     check_signable(parameter.grad, f"the gradient of parameter {position} of group {number}")
-                    direction = self.encode(self.estimate(parameter, group), parameter, group)
+                    direction = self.encode(self.estimate(parameter, group), group, len(parameters))
                 parameters.append(parameter)
                 groups.append(group)
                 directions.append(direction)
-        self.vote.step = self.param_groups[0]["step"]
         votes = self.vote(directions, like=parameters)
         for index, (parameter, group) in enumerate(zip(parameters, groups, strict=True)):
             self.before_update(parameter, group)

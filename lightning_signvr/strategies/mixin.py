@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -36,6 +38,12 @@ REGISTERED_NAMES: Mapping[str, str] = {
     "sign_vote_notebook": "fork",
 }
 _VOTE_STATE = "sign_vote"
+
+
+@cache
+def _destroy_process_group_at_exit() -> None:
+    # Lightning does so for nccl alone; gloo's threads may abort a process that ends with a live group
+    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
 class SignVoteMixin(ReplayMixin):
@@ -112,6 +120,11 @@ class SignVoteMixin(ReplayMixin):
         return self._votes
 
     # -- set-up -----------------------------------------------------------------------------------
+
+    @override
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        _destroy_process_group_at_exit()
 
     @override
     def configure_ddp(self) -> None:

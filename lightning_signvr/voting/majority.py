@@ -92,6 +92,11 @@ class MajorityVote:
         return {**self.__dict__, "_ballots": {}, "last": None}
 
     @property
+    def rank(self) -> int:
+        """This worker's number among those that vote."""
+        return self._world()[0]
+
+    @property
     def workers(self) -> int:
         """Number of workers that vote."""
         return self._world()[1]
