@@ -1,8 +1,22 @@
 """Layer 3: what one worker believes the full gradient is. No process group."""
 
-from lightning_signvr.estimators.base import PREVIOUS, Estimator
+from lightning_signvr.estimators.base import PREVIOUS, SNAPSHOT, Estimator
 from lightning_signvr.estimators.momentum import Momentum, state_dtype
 from lightning_signvr.estimators.raw import RawGradient
 from lightning_signvr.estimators.storm import Storm, correction_now
+from lightning_signvr.estimators.storm_svrg import StormSvrg
+from lightning_signvr.estimators.svrg import FULL_GRADIENT, Svrg
 
-__all__ = ["PREVIOUS", "Estimator", "Momentum", "RawGradient", "Storm", "correction_now", "state_dtype"]
+__all__ = [
+    "FULL_GRADIENT",
+    "PREVIOUS",
+    "SNAPSHOT",
+    "Estimator",
+    "Momentum",
+    "RawGradient",
+    "Storm",
+    "StormSvrg",
+    "Svrg",
+    "correction_now",
+    "state_dtype",
+]

@@ -10,6 +10,9 @@ from torch import Tensor
 PREVIOUS = "previous"
 """Name of the anchor ``x_{t-1}``: see :class:`~lightning_signvr.optimizers.AnchoredOptimizer`."""
 
+SNAPSHOT = "snapshot"
+"""Name of the anchor at which the full gradient is known."""
+
 
 class Estimator(Protocol):
     """What one worker believes the direction of the full gradient to be.

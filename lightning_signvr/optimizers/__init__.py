@@ -2,9 +2,25 @@
 
 from lightning_signvr.optimizers.anchored import AnchoredOptimizer
 from lightning_signvr.optimizers.base import SignOptimizer
+from lightning_signvr.optimizers.signrvr import SignRVM, SignRVR
 from lightning_signvr.optimizers.signsgd import SignSGD
+from lightning_signvr.optimizers.signsvrg import SignSVRG
 from lightning_signvr.optimizers.signum import Signum
+from lightning_signvr.optimizers.snapshot import SnapshotOptimizer
 from lightning_signvr.optimizers.ssvr import SSVR
+from lightning_signvr.optimizers.ssvrfs import SSVRFS
 from lightning_signvr.optimizers.voted_gradients import vote_gradients
 
-__all__ = ["SSVR", "AnchoredOptimizer", "SignOptimizer", "SignSGD", "Signum", "vote_gradients"]
+__all__ = [
+    "SSVR",
+    "SSVRFS",
+    "AnchoredOptimizer",
+    "SignOptimizer",
+    "SignRVM",
+    "SignRVR",
+    "SignSGD",
+    "SignSVRG",
+    "Signum",
+    "SnapshotOptimizer",
+    "vote_gradients",
+]

@@ -63,11 +63,11 @@ class ReplayMixin(_Base):
         if self._microbatch is not None and self.lightning_module.automatic_optimization:
             step_args, step_kwargs, before = self._microbatch
             self._microbatch = None
-            self._replay(optimizer, before, lambda: self._forward_and_backward(step_args, step_kwargs))
+            parts = self.lightning_module.trainer.accumulate_grad_batches
+            self._replay(optimizer, before, lambda: self._forward_and_backward(step_args, step_kwargs, parts))
         return loss
 
-    def _forward_and_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert self.lightning_module is not None
+    def _forward_and_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any], divisor: float) -> None:
         output = self.training_step(*args, **kwargs)
         loss = output["loss"] if isinstance(output, dict) else output
         if loss is None:
@@ -75,7 +75,7 @@ class ReplayMixin(_Base):
                 "training_step returned a loss the first time and None when it was repeated at the previous "
                 "iterate: what it returns must not depend on a state that it changes"
             )
-        self._backward_without_hooks(loss / self.lightning_module.trainer.accumulate_grad_batches)
+        self._backward_without_hooks(loss / divisor)
 
     def _backward_without_hooks(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         assert self.lightning_module is not None
@@ -99,6 +99,17 @@ class ReplayMixin(_Base):
             for name in ("log", "log_dict"):
                 module.__dict__.pop(name, None)
             self.in_replay = False
+
+    # -- full gradients ---------------------------------------------------------------------------
+
+    def add_gradient(self, batch: Any, batch_idx: int, weight: float) -> None:
+        """Add ``weight`` times the gradient of a batch's ``training_step`` to ``.grad``.
+
+        Quiet like a second pass: no hooks, no logs. Under a GradScaler it is scaled by its scale.
+        """
+        assert self.lightning_module is not None
+        with self._replaying(self.lightning_module):
+            self._forward_and_backward((batch, batch_idx), {}, 1 / weight)
 
     # -- manual optimization ----------------------------------------------------------------------
 

@@ -1,0 +1,88 @@
+"""Finite-sum methods: a snapshot of the parameters at which the full gradient is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from lightning_signvr.estimators import FULL_GRADIENT, PREVIOUS, SNAPSHOT, state_dtype
+from lightning_signvr.optimizers.anchored import AnchoredOptimizer
+from lightning_signvr.optimizers.checks import check_count
+
+
+class SnapshotOptimizer(AnchoredOptimizer):
+    """A sign optimizer that corrects minibatch gradients by a full gradient at a snapshot.
+
+    Before the first step, and then every ``period`` steps, take a snapshot: compute the mean gradient
+    over all of this worker's data at the current point,
+
+    .. code-block:: python
+
+        if optimizer.snapshot_due:
+            with optimizer.take_snapshot():
+                for inputs, targets in loader:
+                    loss = loss_of(inputs, targets)  # mean over the minibatch
+                    (loss * len(inputs) / len(dataset)).backward()
+
+    Under Lightning, :class:`~lightning_signvr.callbacks.SnapshotGradient` does that. Each worker's
+    snapshot gradient is of its own data and is not communicated.
+
+    Besides, every minibatch is evaluated at the snapshot too: see :class:`AnchoredOptimizer`.
+    """
+
+    anchors = {SNAPSHOT: "snapshot"}  # noqa: RUF012
+
+    @override
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        if group["period"] is not None:
+            check_count("period", group["period"])
+        group.setdefault("snapshot_step", None)
+
+    @property
+    def snapshot_due(self) -> bool:
+        """Whether the next step wants a new snapshot: at the start, and ``period`` steps after the last."""
+        group = self.param_groups[0]
+        taken, period = group["snapshot_step"], group["period"]
+        return taken is None or (period is not None and group["step"] - taken >= period)
+
+    @contextmanager
+    def take_snapshot(self) -> Iterator[None]:
+        """Keep the current point, and the sum of the gradients that the block computes.
+
+        Their sum must be the *mean* gradient of this worker's data: weight each minibatch by its share.
+        ``.grad`` is put back at the end; if the block raises, the old snapshot stays.
+        """
+        parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        kept = [(parameter, parameter.grad) for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        try:
+            yield
+            for parameter in parameters:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
+                self.state[parameter][FULL_GRADIENT] = gradient.to(state_dtype(gradient.dtype))
+                self.state[parameter][self.anchors[SNAPSHOT]] = parameter.detach().clone()
+            for group in self.param_groups:
+                group["snapshot_step"] = group["step"]
+        finally:
+            for parameter, gradient in kept:
+                parameter.grad = gradient
+
+    @override
+    def evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        if self.snapshot_due:
+            raise RuntimeError(
+                f"{type(self).__name__} needs a new snapshot before this step (the first one, or one every "
+                "`period` steps): compute the full gradient inside `with optimizer.take_snapshot():`; under "
+                "Lightning add lightning_signvr.callbacks.SnapshotGradient() to the Trainer's callbacks"
+            )
+        return super().evaluate(closure)
+
+    @override
+    def needs(self, name: str, group: dict[str, Any]) -> bool:
+        return name != PREVIOUS or group.get("beta", 1.0) < 1
