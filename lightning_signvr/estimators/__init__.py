@@ -1,6 +1,8 @@
 """Layer 3: what one worker believes the full gradient is. No process group."""
 
 from lightning_signvr.estimators.base import PREVIOUS, SNAPSHOT, Estimator
+from lightning_signvr.estimators.error_feedback import ErrorFeedback
+from lightning_signvr.estimators.increment import Increment
 from lightning_signvr.estimators.momentum import Momentum, state_dtype
 from lightning_signvr.estimators.raw import RawGradient
 from lightning_signvr.estimators.storm import Storm, correction_now
@@ -11,7 +13,9 @@ __all__ = [
     "FULL_GRADIENT",
     "PREVIOUS",
     "SNAPSHOT",
+    "ErrorFeedback",
     "Estimator",
+    "Increment",
     "Momentum",
     "RawGradient",
     "Storm",

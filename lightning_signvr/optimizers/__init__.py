@@ -2,6 +2,10 @@
 
 from lightning_signvr.optimizers.anchored import AnchoredOptimizer
 from lightning_signvr.optimizers.base import SignOptimizer
+from lightning_signvr.optimizers.dvrsign import DVRSign
+from lightning_signvr.optimizers.eflion import EFLion
+from lightning_signvr.optimizers.efsignum import EFSignum
+from lightning_signvr.optimizers.noisysignsgd import NoisySignSGD
 from lightning_signvr.optimizers.signrvr import SignRVM, SignRVR
 from lightning_signvr.optimizers.signsgd import SignSGD
 from lightning_signvr.optimizers.signsvrg import SignSVRG
@@ -9,12 +13,19 @@ from lightning_signvr.optimizers.signum import Signum
 from lightning_signvr.optimizers.snapshot import SnapshotOptimizer
 from lightning_signvr.optimizers.ssvr import SSVR
 from lightning_signvr.optimizers.ssvrfs import SSVRFS
+from lightning_signvr.optimizers.ssvrmv import SSVRMV
+from lightning_signvr.optimizers.stosignsgd import StoSignSGD
 from lightning_signvr.optimizers.voted_gradients import vote_gradients
 
 __all__ = [
     "SSVR",
     "SSVRFS",
+    "SSVRMV",
     "AnchoredOptimizer",
+    "DVRSign",
+    "EFLion",
+    "EFSignum",
+    "NoisySignSGD",
     "SignOptimizer",
     "SignRVM",
     "SignRVR",
@@ -22,5 +33,6 @@ __all__ = [
     "SignSVRG",
     "Signum",
     "SnapshotOptimizer",
+    "StoSignSGD",
     "vote_gradients",
 ]

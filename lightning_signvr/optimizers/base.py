@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import torch
@@ -13,6 +13,9 @@ from lightning_signvr.estimators import Estimator
 from lightning_signvr.optimizers.checks import check_at_least_zero
 from lightning_signvr.signs import check_signable
 from lightning_signvr.voting import MajorityVote, VotedSigns
+
+OWNER: Any = "owner"
+"""Key in an optimizer's state for what this rank keeps as the owner of a shard."""
 
 
 class SignOptimizer(Optimizer):
@@ -40,11 +43,14 @@ class SignOptimizer(Optimizer):
     Attributes:
         vote: what decides; its ``traffic`` and ``last`` tell what happened.
         vote_is_default: whether no vote was passed.
+        vote_class: the kind of vote that the method needs.
 
     Raises:
         ValueError: a hyper-parameter out of range, with its name.
         TypeError: a parameter that has no sign vote (integer, complex, sparse).
     """
+
+    vote_class: type[MajorityVote] = MajorityVote
 
     def __init__(
         self,
@@ -53,11 +59,13 @@ class SignOptimizer(Optimizer):
         estimator: Estimator,
         vote: MajorityVote | None = None,
     ) -> None:
-        if vote is not None and not isinstance(vote, MajorityVote):
-            raise TypeError(f"vote must be a MajorityVote or None, got {vote!r}")
+        if vote is not None and not isinstance(vote, self.vote_class):
+            raise TypeError(
+                f"vote must be a {self.vote_class.__name__} or None for {type(self).__name__}, got {vote!r}"
+            )
         self.estimator = estimator
         self.vote_is_default = vote is None
-        self.vote = MajorityVote() if vote is None else vote
+        self.vote = self.vote_class() if vote is None else vote
         super().__init__(params, {**defaults, "step": 0})
 
     def check_group(self, group: dict[str, Any]) -> None:
@@ -92,6 +100,15 @@ class SignOptimizer(Optimizer):
             index: the parameter's place among all that vote, to key random numbers with.
         """
         return direction
+
+    def cast(
+        self,
+        directions: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        groups: Sequence[dict[str, Any]],
+    ) -> VotedSigns:
+        """Vote on all parameters at once; a collective."""
+        return self.vote(directions, like=parameters)
 
     def update(self, parameter: Tensor, votes: VotedSigns, index: int, group: dict[str, Any]) -> None:
         """``x <- x - lr * (vote + weight_decay * x)``: arXiv 1810.05291, algorithm 1."""
@@ -148,7 +165,7 @@ class SignOptimizer(Optimizer):
                 parameters.append(parameter)
                 groups.append(group)
                 directions.append(direction)
-        votes = self.vote(directions, like=parameters)
+        votes = self.cast(directions, parameters, groups)
         for index, (parameter, group) in enumerate(zip(parameters, groups, strict=True)):
             self.before_update(parameter, group)
             if votes.present[index]:
@@ -169,6 +186,8 @@ class SignOptimizer(Optimizer):
                 for name, value in state_dict["state"].get(key, {}).items():
                     if isinstance(value, Tensor):
                         self.state[parameter][name] = value.detach().clone().to(parameter.device)
+        if OWNER in self.state:
+            self.state[OWNER] = {name: value.clone() for name, value in self.state[OWNER].items()}
 
     def __getstate__(self) -> dict[str, Any]:
         extra = ("estimator", "vote", "vote_is_default")

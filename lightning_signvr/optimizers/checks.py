@@ -20,6 +20,13 @@ def check_at_least_zero(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number >= 0, got {value}")
 
 
+def check_above_zero(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a finite number above 0."""
+    _check_number(name, value)
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} must be a finite number > 0, got {value}")
+
+
 def check_fraction(name: str, value: Any) -> None:
     """Raise unless ``value`` is a number in [0, 1)."""
     _check_number(name, value)

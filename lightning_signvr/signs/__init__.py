@@ -8,7 +8,7 @@ from lightning_signvr.signs.codec import (
     unpack_signs,
 )
 from lightning_signvr.signs.definition import SUPPORTED_DTYPES, check_signable
-from lightning_signvr.signs.random_bits import random_bytes
+from lightning_signvr.signs.random_bits import random_bytes, random_uniform
 from lightning_signvr.signs.tally import Counts, Tally, majority
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "pack_signs_and_abstentions",
     "packed_size",
     "random_bytes",
+    "random_uniform",
     "unpack_signs",
 ]

@@ -39,3 +39,40 @@ def random_bytes(
     blocks = -(-stop // _BLOCK) - first
     words = generator.random_raw(blocks * _BLOCK // 8).astype("<u8", copy=False)
     return torch.from_numpy(words.view(np.uint8)[start - first * _BLOCK : stop - first * _BLOCK]).to(device)
+
+
+def random_uniform(
+    seed: int, step: int, stream: int, index: int, numel: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Uniform numbers in [-1, 1) for one tensor, a function of the key alone.
+
+    Philox with key ``(seed, stream)`` begins at counter ``(0, step, index, 0)``, so that two tensors
+    never share numbers. Each of its 64-bit words gives two numbers, from its low half and then from its
+    high half. A half read as a signed integer ``w`` becomes ``((w >> 7) | 1) / 2**24``: one of the
+    ``2**24`` odd multiples of ``2**-24`` between -1 and 1, all equally likely. They are exact in float32
+    and symmetric about 0, which is not among them; ``u > -a`` has probability ``(1 + a) / 2`` to within
+    ``2**-25``, and exactly for every multiple ``a`` of ``2**-23``.
+
+    Args:
+        seed: of the whole run, 0 to 2**64 - 1.
+        step: number of the step, 0 to 2**64 - 1.
+        stream: what the numbers are for; not one whose :func:`random_bytes` are used (those are the
+            same words as of ``index`` 0).
+        index: number of the tensor, 0 to 2**64 - 1.
+        numel: how many. Fewer are the first ones of more.
+        device: of the result; the numbers do not depend on it.
+
+    Returns:
+        float32 tensor, ``[numel]``.
+
+    Example:
+        >>> numbers = random_uniform(seed=0, step=7, stream=1, index=2, numel=1000)
+        >>> bool(numbers.abs().max() < 1), bool(numbers.mean().abs() < 0.05)
+        (True, True)
+    """
+    counter = np.array([0, step, index, 0], np.uint64)
+    generator = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=counter)
+    words = generator.random_raw(-(-numel // 2)).astype("<u8", copy=False).view("<i4")[:numel]
+    numbers = torch.from_numpy(words.astype(np.int32, copy=False))
+    odd = numbers.bitwise_right_shift_(7).bitwise_or_(1)
+    return odd.to(torch.float32).mul_(2.0**-24).to(device)

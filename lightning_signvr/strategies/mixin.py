@@ -142,7 +142,7 @@ class SignVoteMixin(ReplayMixin):
         """Make ``optimizer`` follow a vote; which."""
         if isinstance(optimizer, SignOptimizer):
             if optimizer.vote_is_default:
-                optimizer.vote = MajorityVote(**self._rules)
+                optimizer.vote = optimizer.vote_class(**self._rules)
             if isinstance(optimizer, AnchoredOptimizer):
                 optimizer.replays_closures = False  # this strategy does, without hooks and logs
             return optimizer.vote

@@ -4,6 +4,7 @@ from lightning_signvr.voting.local import LocalVote
 from lightning_signvr.voting.majority import MajorityVote
 from lightning_signvr.voting.result import VotedSigns
 from lightning_signvr.voting.rules import TIE_RULES, ZERO_RULES, TieRule, ZeroRule
+from lightning_signvr.voting.scaled import ScaledMeanVote
 from lightning_signvr.voting.traffic import Traffic
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "ZERO_RULES",
     "LocalVote",
     "MajorityVote",
+    "ScaledMeanVote",
     "TieRule",
     "Traffic",
     "VotedSigns",

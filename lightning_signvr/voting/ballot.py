@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lightning_signvr.signs import pack_signs, pack_signs_and_abstentions, random_bytes
+from lightning_signvr.voting.decisions import Decision
 from lightning_signvr.voting.exchange import Exchange
 from lightning_signvr.voting.layout import Layout
 from lightning_signvr.voting.result import VotedSigns
-from lightning_signvr.voting.rules import TieRule, ZeroRule, zero_stream
+from lightning_signvr.voting.rules import ZeroRule, zero_stream
 from lightning_signvr.voting.traffic import Traffic
 
 
@@ -26,14 +27,15 @@ class Ballot:
         device: torch.device,
         rank: int,
         workers: int,
-        ties: TieRule,
+        rules: Hashable,
+        scaled: bool,
         zeros: ZeroRule,
         seed: int,
     ) -> None:
         self._layout, self._shapes, self._device = layout, shapes, device
         self._rank, self._workers = rank, workers
         self._zeros, self._seed = zeros, seed
-        self._exchange = Exchange(layout, ties, seed, rank, workers, device)
+        self._exchange = Exchange(layout, rules, scaled, rank, workers, device)
         self._negative = torch.zeros(self._exchange.plane_size, dtype=torch.uint8, device=device)
         self._abstaining = torch.zeros_like(self._negative)
         self._missing = [False] * len(shapes)
@@ -69,10 +71,19 @@ class Ballot:
             return False
         return found
 
-    def cast(self, group: dist.ProcessGroup | None, step: int, traffic: Traffic) -> VotedSigns:
-        """Exchange what :meth:`fill` packed; a collective."""
+    def cast(
+        self,
+        scales: Sequence[float] | None,
+        decide: Decision,
+        group: dist.ProcessGroup | None,
+        step: int,
+        traffic: Traffic,
+    ) -> VotedSigns:
+        """Exchange what :meth:`fill` packed; a collective. See :meth:`Exchange.run`."""
         abstaining = self._abstaining if self._abstains else None
-        counts, present = self._exchange.run(self._negative, abstaining, self._missing, step, traffic, group)
+        counts, present = self._exchange.run(
+            self._negative, abstaining, self._missing, scales, decide, step, traffic, group
+        )
         return VotedSigns(
             layout=self._layout,
             shapes=self._shapes,

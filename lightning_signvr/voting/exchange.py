@@ -2,7 +2,7 @@
 
 1. The plane of sign bits is cut into n shards, and shard r of every rank goes to rank r, its owner
    (``all_to_all``), with the rank's header in front.
-2. The owner counts the votes on its shard.
+2. The owner decides from the votes on its shard: see :mod:`lightning_signvr.voting.decisions`.
 3. The outcome goes from each owner to all ranks (``all_gather``), with the owner's header in front.
 
 Which coordinates abstain (up) and which stay undecided (down) is said by a second plane in each
@@ -11,17 +11,17 @@ direction, of which only the changes travel: see :mod:`lightning_signvr.voting.c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_signvr.signs import Counts, majority, random_bytes
+from lightning_signvr.signs import Counts
 from lightning_signvr.voting.channel import PlaneChannel
+from lightning_signvr.voting.decisions import Decided, Decision, ShardBallots
 from lightning_signvr.voting.header import BallotHeader, OutcomeHeader
 from lightning_signvr.voting.layout import Layout
-from lightning_signvr.voting.rules import TIE_STREAM, TieRule
 from lightning_signvr.voting.traffic import Traffic, wait
 
 
@@ -37,17 +37,17 @@ class Exchange:
     def __init__(
         self,
         layout: Layout,
-        ties: TieRule,
-        seed: int,
+        rules: Hashable,
+        scaled: bool,
         rank: int,
         workers: int,
         device: torch.device,
     ) -> None:
-        self._layout, self._ties, self._seed = layout, ties, seed
+        self._layout, self._scaled = layout, scaled
         self._rank, self._workers, self._device = rank, workers, device
-        self._digest = layout.digest(ties, seed, workers)
+        self._digest = layout.digest(rules, scaled, workers)
         self._shard = -(-layout.num_bytes // (8 * workers)) * 8
-        self._head = BallotHeader.size(len(layout.numels))
+        self._head = BallotHeader.size(len(layout.numels), scaled)
         self._up = PlaneChannel(workers, workers, self._shard, device)
         self._down = PlaneChannel(1, workers, self._shard, device)
         self._padding = self._padding_bits()
@@ -79,6 +79,8 @@ class Exchange:
         negative: Tensor,
         abstaining: Tensor | None,
         missing: Sequence[bool],
+        scales: Sequence[float] | None,
+        decide: Decision,
         step: int,
         traffic: Traffic,
         group: dist.ProcessGroup | None,
@@ -89,6 +91,8 @@ class Exchange:
             negative: uint8, ``[plane_size]``, the own sign bits.
             abstaining: uint8, ``[plane_size]``, where this rank does not vote; None for nowhere.
             missing: per tensor, whether this rank has no direction at all.
+            scales: per tensor, the factor of this rank's signs; None for plain votes.
+            decide: called for the own shard.
 
         Returns:
             The counts over all shards; per tensor, whether any rank had a direction.
@@ -96,10 +100,16 @@ class Exchange:
         Raises:
             RuntimeError: another rank votes on something else, or sent something damaged.
         """
-        votes, headers = self._send_up(negative, abstaining, missing, step, traffic, group)
+        votes, headers = self._send_up(negative, abstaining, missing, scales, step, traffic, group)
         with traffic.timed("tally"):
-            decided, undecided, counts = self._decide(votes, step)
-        total = self._send_down(negative, decided, undecided, counts, traffic, group)
+            factors = torch.tensor([header.scales for header in headers]) if self._scaled else None
+            ballots = ShardBallots(
+                votes, self._up.received, factors, self._layout, self._rank * self._shard, step
+            )
+            decided = decide(ballots)
+            decided.counts.votes -= self._padding * self._workers
+            decided.counts.margin -= self._padding * self._workers
+        total = self._send_down(negative, decided, traffic, group)
         missing_everywhere = [all(flags) for flags in zip(*(h.missing for h in headers), strict=True)]
         return total, [not nobody for nobody in missing_everywhere]
 
@@ -110,6 +120,7 @@ class Exchange:
         negative: Tensor,
         abstaining: Tensor | None,
         missing: Sequence[bool],
+        scales: Sequence[float] | None,
         step: int,
         traffic: Traffic,
         group: dist.ProcessGroup | None,
@@ -119,7 +130,7 @@ class Exchange:
         sent = self._buffer("sent", self._workers, body + slot)
         with traffic.timed("pack"):
             room = self._up.prepare(None if abstaining is None else abstaining.view(self._workers, -1))
-            header = BallotHeader(step, self._digest, room, missing)
+            header = BallotHeader(step, self._digest, room, missing, scales)
             sent[:, : self._head] = self._from_bytes(header.to_bytes())
             sent[:, self._head : body] = negative.view(self._workers, -1)
             self._up.write(sent[:, body:])
@@ -127,7 +138,7 @@ class Exchange:
             received = self._all_to_all("received", sent, traffic, group)
             headers = [
                 BallotHeader.from_bytes(
-                    head.tobytes(), len(missing), rank, step, self._digest, self._up.most_room
+                    head.tobytes(), len(missing), rank, step, self._digest, self._up.most_room, self._scaled
                 )
                 for rank, head in enumerate(received[:, : self._head].cpu().numpy())
             ]
@@ -151,27 +162,10 @@ class Exchange:
 
     # -- phase 2 ----------------------------------------------------------------------------------
 
-    def _decide(self, votes: Tensor, step: int) -> tuple[Tensor, Tensor | None, Counts]:
-        """Outcome of the own shard: signs, undecided coordinates, counts."""
-        tally = majority(votes, self._up.received)
-        undecided = tally.silent
-        if tally.tied is not None and tally.counts.ties:
-            if self._ties == "random":
-                first = self._rank * self._shard
-                coins = random_bytes(self._seed, step, TIE_STREAM, first, first + self._shard, self._device)
-                tally.negative |= tally.tied & coins
-            elif self._ties == "zero":
-                undecided = tally.tied if undecided is None else undecided | tally.tied
-        tally.counts.votes -= self._padding * self._workers
-        tally.counts.margin -= self._padding * self._workers
-        return tally.negative, undecided, tally.counts
-
     def _send_down(
         self,
         negative: Tensor,
-        decided: Tensor,
-        undecided: Tensor | None,
-        counts: Counts,
+        decided: Decided,
         traffic: Traffic,
         group: dist.ProcessGroup | None,
     ) -> Counts:
@@ -180,9 +174,10 @@ class Exchange:
         body, slot = head + self._shard, self._down.slot
         mine = self._buffer("outcome", 1, body + slot)
         with traffic.timed("all_gather"):
+            undecided = decided.undecided
             room = self._down.prepare(None if undecided is None else undecided.view(1, -1))
-            mine[:, :head] = self._from_bytes(OutcomeHeader(counts, room).to_bytes())
-            mine[:, head:body] = decided
+            mine[:, :head] = self._from_bytes(OutcomeHeader(decided.counts, room).to_bytes())
+            mine[:, head:body] = decided.negative
             self._down.write(mine[:, body:])
             everyones = self._all_gather("outcomes", mine, traffic, group)
             headers = [

@@ -29,26 +29,39 @@ class BallotHeader:
         digest: of the layout and the rules; equal on all ranks, or their bits do not mean the same.
         room: bytes that the changes of its abstentions take, for the owner with the most.
         missing: for each tensor, whether this rank has no direction at all.
+        scales: for each tensor, the factor of this rank's signs; None for plain votes.
     """
 
     step: int
     digest: int
     room: int
     missing: Sequence[bool]
+    scales: Sequence[float] | None = None
 
     @staticmethod
-    def size(num_tensors: int) -> int:
+    def size(num_tensors: int, scaled: bool = False) -> int:
         """Bytes of the header of a vote on ``num_tensors`` tensors; a multiple of 8."""
-        return _BALLOT.size + -(-num_tensors // 64) * 8
+        return _BALLOT.size + _flag_bytes(num_tensors) + (-(-num_tensors // 2) * 8 if scaled else 0)
 
     def to_bytes(self) -> bytes:
         flags = np.packbits(np.array(self.missing, bool), bitorder="little").tobytes()
         head = _BALLOT.pack(_FORMAT, self.step & 0xFFFFFFFF, self.digest, self.room)
-        return (head + flags).ljust(self.size(len(self.missing)), b"\0")
+        scales = b"" if self.scales is None else np.array(self.scales, "<f4").tobytes()
+        count = len(self.missing)
+        return (head + flags.ljust(_flag_bytes(count), b"\0") + scales).ljust(
+            self.size(count, self.scales is not None), b"\0"
+        )
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, num_tensors: int, rank: int, step: int, digest: int, most_room: int
+        cls,
+        data: bytes,
+        num_tensors: int,
+        rank: int,
+        step: int,
+        digest: int,
+        most_room: int,
+        scaled: bool = False,
     ) -> BallotHeader:
         """Read the header of ``rank`` and check that it is about the same vote.
 
@@ -73,9 +86,22 @@ class BallotHeader:
                 "the optimizer and the vote (ties, zeros, seed) in the same way on all ranks"
             )
         check_room(room, most_room, rank)
-        flags = np.frombuffer(data, np.uint8, offset=_BALLOT.size)
+        flags = np.frombuffer(data, np.uint8, _flag_bytes(num_tensors), _BALLOT.size)
         missing = np.unpackbits(flags, count=num_tensors, bitorder="little").astype(bool).tolist()
-        return cls(step, digest, room, missing)
+        scales = None
+        if scaled:
+            values = np.frombuffer(data, "<f4", num_tensors, _BALLOT.size + _flag_bytes(num_tensors))
+            if not (np.isfinite(values) & (values >= 0)).all():
+                raise RuntimeError(
+                    f"rank {rank} sent a scale that is negative or not finite: its gradient has NaN or inf; "
+                    "find out why, or clip gradients"
+                )
+            scales = values.tolist()
+        return cls(step, digest, room, missing, scales)
+
+
+def _flag_bytes(num_tensors: int) -> int:
+    return -(-num_tensors // 64) * 8
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_signvr.signs import check_signable
 from lightning_signvr.voting.ballot import Ballot
+from lightning_signvr.voting.decisions import Decided, ShardBallots, decide_by_majority
 from lightning_signvr.voting.group import check_backend, world
 from lightning_signvr.voting.layout import Layout, common_device
 from lightning_signvr.voting.result import VotedSigns
@@ -124,27 +125,41 @@ class MajorityVote:
                 process group cannot exchange.
             RuntimeError: another rank votes on something else.
         """
+        return self._vote(directions, like, None)
+
+    def _decide(self, ballots: ShardBallots) -> Decided:
+        """What becomes of the votes on the own shard."""
+        return decide_by_majority(ballots, self.ties, self.seed)
+
+    def _vote(
+        self,
+        directions: Sequence[Tensor | None],
+        like: Sequence[Tensor] | None,
+        scales: Sequence[float] | None,
+    ) -> VotedSigns:
         for index, direction in enumerate(directions):
             if direction is not None:
                 check_signable(direction, f"directions[{index}]")
         tensors = _shapes_of(directions, like)
         given = [direction for direction in directions if direction is not None]
         layout, device = Layout.of(tensors), common_device([*tensors, *given])
-        ballot = self._ballot(layout, [tensor.shape for tensor in tensors], device)
+        ballot = self._ballot(layout, [tensor.shape for tensor in tensors], scales is not None, device)
         with self.traffic.timed("pack"):
             ballot.fill(directions, self.step)
-        result = ballot.cast(self.process_group, self.step, self.traffic)
+        result = ballot.cast(scales, self._decide, self.process_group, self.step, self.traffic)
         self.step += 1
         self.last = result
         return result
 
-    def _ballot(self, layout: Layout, shapes: Sequence[torch.Size], device: torch.device) -> Ballot:
+    def _ballot(
+        self, layout: Layout, shapes: Sequence[torch.Size], scaled: bool, device: torch.device
+    ) -> Ballot:
         rank, workers = self._world()
-        key = (tuple(shapes), device, rank, workers)
+        key = (tuple(shapes), scaled, device, rank, workers)
         if key not in self._ballots:
             if workers > 1:
                 check_backend(self.process_group, device)
-                self._check_agreement(layout, device, workers)
+                self._check_agreement(layout, scaled, device, workers)
             log.info(
                 "sign vote of %d worker(s) on %d parameters in %d tensors: %r",
                 workers, layout.num_parameters, len(layout.numels), self,
@@ -152,13 +167,17 @@ class MajorityVote:
             while len(self._ballots) >= _KEPT:
                 del self._ballots[next(iter(self._ballots))]
             self._ballots[key] = Ballot(
-                layout, shapes, device, rank, workers, self.ties, self.zeros, self.seed
+                layout, shapes, device, rank, workers, self._rules, scaled, self.zeros, self.seed
             )
         return self._ballots[key]
 
-    def _check_agreement(self, layout: Layout, device: torch.device, workers: int) -> None:
+    @property
+    def _rules(self) -> tuple[object, ...]:
+        return (type(self).__name__, self.ties, self.zeros, self.seed)
+
+    def _check_agreement(self, layout: Layout, scaled: bool, device: torch.device, workers: int) -> None:
         """Compare layout and rules before the first vote: unequal sizes could not be exchanged."""
-        digest = layout.digest(self.ties, self.zeros, self.seed) >> 1  # fits int64
+        digest = layout.digest(self._rules, scaled) >> 1  # fits int64
         mine = torch.tensor([digest, len(layout.numels), layout.num_parameters, self.step], device=device)
         everyones = torch.empty(workers, 4, dtype=torch.int64, device=device)
         wait(self.traffic.all_gather(everyones, mine, self.process_group))

@@ -35,6 +35,16 @@ def zero_stream(worker: int) -> int:
     return 1 + worker
 
 
+def encoder_stream(worker: int) -> int:
+    """The stream of a worker's randomized signs; none of the above for any worker below 2**32."""
+    return (2 << 32) + worker
+
+
+def component_stream(worker: int) -> int:
+    """The stream of a worker's draws of a regularizer's components."""
+    return (3 << 32) + worker
+
+
 def check_rule(name: str, value: str, allowed: Sequence[str]) -> None:
     """Raise ValueError where ``value`` is not one of ``allowed``."""
     if value not in allowed:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.examples.running import run_example
+
 COLUMNS = re.compile(r" {2,}")
 
 
@@ -23,19 +21,14 @@ def table_of(output: str) -> list[dict[str, str]]:
 
 
 def test_two_workers_learn_digits_with_one_bit(tmp_path: Path) -> None:
-    command = [sys.executable, "examples/digits.py", "--strategy", "sign_vote", "ddp", "--logs", str(tmp_path)]
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    vote, ddp = table_of(result.stdout)
+    output = run_example("digits.py", "--strategy", "sign_vote", "ddp", "--logs", str(tmp_path))
+    vote, ddp = table_of(output)
     assert vote["strategy"] == "sign_vote"
     assert ddp["strategy"] == "ddp"
     assert float(vote["test accuracy"]) > 0.93
     assert float(vote["test accuracy"]) > float(ddp["test accuracy"]) - 0.02
     assert 1.0 <= float(vote["bits/parameter/step"]) < 1.05  # 2 (n - 1) / n = 1, and the headers
-    assert f"tensorboard --logdir {tmp_path}" in result.stdout
+    assert f"tensorboard --logdir {tmp_path}" in output
 
     events = EventAccumulator(str(tmp_path / "digits" / "sign_vote"))
     events.Reload()

@@ -135,10 +135,10 @@ def parameters_of(module: nn.Module) -> np.ndarray:
     return flat(module.parameters())
 
 
-def momentum_of(optimizer: torch.optim.Optimizer) -> np.ndarray:
-    """The per-parameter average of gradients: of Signum, or of Adam."""
+def state_of(optimizer: torch.optim.Optimizer) -> np.ndarray:
+    """All tensors of an optimizer's state."""
     states = optimizer.state_dict()["state"].values()
-    return flat(state.get("momentum_buffer", state.get("exp_avg")) for state in states)
+    return flat(value for state in states for _, value in sorted(state.items()) if isinstance(value, Tensor))
 
 
 def same_on_all(values: Iterable[np.ndarray]) -> bool:

@@ -14,16 +14,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import AdamW, Optimizer
 
 from lightning_signvr import Signum
+from lightning_signvr.optimizers import SSVR, DVRSign, EFSignum
 from tests.strategies.helpers import (
     LR,
     Regression,
     batches,
     loader,
     make_trainer,
-    momentum_of,
     parameters_of,
     same_on_all,
     signum,
+    state_of,
 )
 from tests.workers import WorkerError, run_workers
 
@@ -31,12 +32,15 @@ WORKERS, EPOCHS, STEPS_PER_EPOCH = 2, 2, 3
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "Signum": signum,  # a vote of two with ties="random": half of the coordinates are decided by coins
     "AdamW": lambda parameters: AdamW(parameters, lr=LR),
+    "SSVR": lambda parameters: SSVR(parameters, lr=LR),
+    "EFSignum": lambda parameters: EFSignum(parameters, lr=LR),  # with a state at each shard's owner
+    "DVRSign": lambda parameters: DVRSign(parameters, lr=LR),
 }
 
 
 class _State(NamedTuple):
     parameters: np.ndarray
-    momentum: np.ndarray
+    state: np.ndarray
     steps: list[int]
 
 
@@ -46,7 +50,7 @@ def _fit(rank: int, optimizer: str, folder: str, resume_from: str | None = None)
     module = Regression(OPTIMIZERS[optimizer], seed=rank)
     trainer.fit(module, loader(batches(rank, STEPS_PER_EPOCH)), ckpt_path=resume_from)
     steps = [vote.step for vote in trainer.strategy.votes]
-    return _State(parameters_of(module), momentum_of(trainer.optimizers[0]), steps)
+    return _State(parameters_of(module), state_of(trainer.optimizers[0]), steps)
 
 
 def _fit_and_resume(rank: int, folder: str) -> dict[str, tuple[_State, _State]]:
@@ -79,20 +83,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name: str, runs: list[Any]) 
     for rank, own in enumerate(runs):
         uninterrupted, resumed = own[name]
         np.testing.assert_array_equal(resumed.parameters, uninterrupted.parameters, err_msg=f"rank {rank}")
-        np.testing.assert_array_equal(resumed.momentum, uninterrupted.momentum, err_msg=f"rank {rank}")
+        np.testing.assert_array_equal(resumed.state, uninterrupted.state, err_msg=f"rank {rank}")
         assert resumed.steps == uninterrupted.steps == [EPOCHS * STEPS_PER_EPOCH]
     assert same_on_all([own[name][0].parameters for own in runs])
 
 
-def test_each_worker_has_a_momentum_of_its_own(runs: list[Any]) -> None:
-    assert not same_on_all([own["Signum"][0].momentum for own in runs])
+def test_each_worker_has_a_state_of_its_own(runs: list[Any]) -> None:
+    assert not same_on_all([own["Signum"][0].state for own in runs])
 
 
 def test_a_checkpoint_holds_each_workers_momentum(runs: list[Any], saved: dict[str, Any]) -> None:
     states = saved["optimizer_states"][0]["rank_states"]["states"]
     for own, state in zip(runs, states, strict=True):
         stored = np.concatenate([s["momentum_buffer"].double().numpy().ravel() for s in state.values()])
-        np.testing.assert_array_equal(stored, own["Signum"][0].momentum)
+        np.testing.assert_array_equal(stored, own["Signum"][0].state)
 
 
 def test_a_single_process_can_load_a_checkpoint(runs: list[Any], saved: dict[str, Any]) -> None:
@@ -101,7 +105,7 @@ def test_a_single_process_can_load_a_checkpoint(runs: list[Any], saved: dict[str
     optimizer = Signum(module.parameters(), lr=1.0)
     optimizer.load_state_dict(saved["optimizer_states"][0])
     np.testing.assert_array_equal(parameters_of(module), runs[0]["Signum"][0].parameters)
-    np.testing.assert_array_equal(momentum_of(optimizer), runs[0]["Signum"][0].momentum)
+    np.testing.assert_array_equal(state_of(optimizer), runs[0]["Signum"][0].state)
     assert optimizer.param_groups[0]["lr"] == LR
 
 

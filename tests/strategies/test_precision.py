@@ -17,9 +17,9 @@ from tests.strategies.helpers import (
     batches,
     fit,
     float16,
-    momentum_of,
     parameters_of,
     same_on_all,
+    state_of,
 )
 from tests.workers import run_workers
 
@@ -42,7 +42,7 @@ def _fit_in_each_precision(rank: int) -> dict[str, tuple[np.ndarray, np.ndarray,
         [optimizer] = trainer.optimizers
         dtypes = {str(p.dtype) for p in module.parameters()}
         dtypes |= {str(state["momentum_buffer"].dtype) for state in optimizer.state.values()}
-        results[precision] = parameters_of(module), momentum_of(optimizer), dtypes
+        results[precision] = parameters_of(module), state_of(optimizer), dtypes
     return results
 
 

@@ -1,0 +1,77 @@
+"""Optimizers whose workers send a scale with their signs, and whose owners keep a state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_signvr.optimizers.base import OWNER, SignOptimizer
+from lightning_signvr.voting import MajorityVote, ScaledMeanVote, VotedSigns
+
+
+class ScaledOptimizer(SignOptimizer):
+    """A sign optimizer that votes by :class:`~lightning_signvr.voting.ScaledMeanVote`.
+
+    Subclasses set the scale of each tensor in :meth:`encode` by :meth:`send_scale`, and say in
+    :meth:`serve` what the owner of a shard makes of the mean.
+    """
+
+    vote_class: type[MajorityVote] = ScaledMeanVote
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._scales: dict[int, float] = {}  # of this step, by the tensor's place
+        super().__init__(*args, **kwargs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # unpickled, copied or loaded
+        super().__setstate__(state)
+        self._scales = {}
+
+    def send_scale(self, index: int, scale: Tensor) -> float:
+        """Send ``scale`` with tensor ``index``; its value as it arrives, rounded to float32."""
+        rounded = float(scale.float())
+        self._scales[index] = rounded
+        return rounded
+
+    def serve(self, mean: Tensor, kept: Tensor, group: dict[str, Any]) -> Tensor:
+        """The numbers whose signs go back to all workers.
+
+        Args:
+            mean: mean of the workers' scaled signs on a part of a tensor.
+            kept: the owner's state on that part, 0 at first, to be updated in place.
+            group: the parameter's hyper-parameters.
+        """
+        raise NotImplementedError
+
+    @override
+    def cast(
+        self,
+        directions: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        groups: Sequence[dict[str, Any]],
+    ) -> VotedSigns:
+        assert isinstance(self.vote, ScaledMeanVote)
+        scales = [self._scales.get(index, 0.0) for index in range(len(directions))]
+        self._scales = {}
+
+        def server(index: int, elements: slice, size: int, mean: Tensor) -> Tensor:
+            kept = self._owned(size, mean.device)[elements]
+            return self.serve(mean, kept, groups[index])
+
+        return self.vote.cast(directions, scales, server, like=parameters)
+
+    def _owned(self, size: int, device: torch.device) -> Tensor:
+        """This rank's state as an owner, one float32 per element of its shard."""
+        if OWNER not in self.state:
+            self.state[OWNER] = {"estimate": torch.zeros(size, device=device)}
+        kept: Tensor = self.state[OWNER]["estimate"]
+        if kept.numel() != size:
+            raise RuntimeError(
+                f"the state of {type(self).__name__} is of a shard of {kept.numel()} elements, and this "
+                f"worker owns one of {size}: it was saved with another number of workers or other "
+                "parameters; resume with the same, or start a new optimizer from the weights"
+            )
+        return kept

@@ -1,0 +1,74 @@
+"""The mean of scaled signs, with a state at the owner: error feedback's way to vote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lightning_signvr.voting.decisions import Decided, Server, ShardBallots, decide_by_scaled_mean
+from lightning_signvr.voting.majority import MajorityVote
+from lightning_signvr.voting.result import VotedSigns
+
+
+class ScaledMeanVote(MajorityVote):
+    """Workers send signs and one scale per tensor; owners send back one bit per parameter.
+
+    The owner of a shard computes ``a = mean_j scale_j sign_j`` and hands it to ``server``, which may keep
+    a state over the steps; the sign of what the server returns goes to all workers. Costs ``2 (n - 1) / n``
+    bits per parameter and rank, and a float32 per tensor to each other rank.
+
+    A mean is not a majority: one worker with a large scale outvotes the others, so this is *not* robust
+    against broken or hostile workers. Scales must be finite and at least 0.
+
+    Args:
+        process_group, zeros, seed: as for :class:`MajorityVote`. A tie of the mean is an exact 0 and does
+            not move, whatever ``ties`` says.
+
+    Example:
+        >>> vote = ScaledMeanVote()
+        >>> halves = lambda index, elements, size, mean: mean / 2
+        >>> vote.cast([torch.tensor([-3.0, 1.0])], [2.0], halves).signs(0)
+        tensor([-1.,  1.])
+    """
+
+    _server: Server | None = None
+
+    def __call__(
+        self, directions: Sequence[Tensor | None], like: Sequence[Tensor] | None = None
+    ) -> VotedSigns:
+        """Not for this vote: it needs scales and a server."""
+        raise TypeError("ScaledMeanVote is called with scales and a server: use its cast()")
+
+    def cast(
+        self,
+        directions: Sequence[Tensor | None],
+        scales: Sequence[float],
+        server: Server,
+        like: Sequence[Tensor] | None = None,
+    ) -> VotedSigns:
+        """Vote; a collective: every rank must call it equally often.
+
+        Args:
+            directions, like: as for :class:`MajorityVote`.
+            scales: one per tensor, at least 0; rounded to float32 on the way.
+            server: see :data:`~lightning_signvr.voting.decisions.Server`; called for each part of a
+                tensor in the own shard.
+
+        Returns:
+            The signs that came back, the same on all ranks.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as for :class:`MajorityVote`.
+        """
+        if len(scales) != len(directions):
+            raise ValueError(f"scales has {len(scales)} numbers for {len(directions)} directions")
+        self._server = server
+        try:
+            return self._vote(directions, like, scales)
+        finally:
+            self._server = None
+
+    def _decide(self, ballots: ShardBallots) -> Decided:
+        assert self._server is not None
+        return decide_by_scaled_mean(ballots, self._server)
