@@ -18,7 +18,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format the code"
 	@echo "make oldest     train with the oldest supported versions"
-	@echo "make benchmark  time the codec on this machine"
+	@echo "make benchmark  time the codec and the optimizers on this machine"
 	@echo "make clean      remove virtual environments and logs"
 
 $(VENV)/.ready: pyproject.toml constraints/newest.txt
@@ -61,6 +61,7 @@ oldest: $(OLDEST)/.ready
 
 benchmark: $(VENV)/.ready
 	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/optimizers.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) logs lightning_logs

@@ -7,19 +7,11 @@ The operations take turns (round-robin), so that a busy machine slows all of the
 
 from __future__ import annotations
 
-import argparse
-import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import date
-from pathlib import Path
 
-import numpy as np
 import torch
+from timing import Operation, heading, ratios, run_cli, times
 
-import lightning_signvr
 from lightning_signvr.signs import add_signs_, majority, pack_signs, pack_signs_and_abstentions
 
 VOTERS = (2, 4, 8, 16)
@@ -31,24 +23,6 @@ AIMS = (
     ("tally, own shard, 8 voters", "pack", 1 / 3),
     ("tally, own shard, 16 voters", "pack", 1 / 3),
 )
-
-
-@dataclass
-class Operation:
-    """Something to time."""
-
-    name: str
-    run: Callable[[], object]
-    milliseconds: list[float] = field(default_factory=list)
-
-    def time_once(self) -> None:
-        start = time.perf_counter()
-        self.run()
-        self.milliseconds.append(1000 * (time.perf_counter() - start))
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.milliseconds)
 
 
 def operations(elements: int) -> Sequence[Operation]:
@@ -83,62 +57,10 @@ def operations(elements: int) -> Sequence[Operation]:
 
 def report(elements: int, repeats: int, timed: Sequence[Operation]) -> str:
     """The measurements as markdown."""
-    by_name = {operation.name: operation for operation in timed}
-    lines = [
-        f"# Sign codec, {elements / 1e6:g} M float32, one thread",
-        "",
-        f"{date.today()}, {cpu_model()}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"NumPy {np.__version__}, lightning-signvr {lightning_signvr.__version__}; "
-        f"{repeats} repeats, taking turns.",
-        "",
-        "| operation | median ms | min to max ms |",
-        "|---|---:|---:|",
-    ]
-    lines += [
-        f"| {operation.name} | {operation.median:.2f} "
-        f"| {min(operation.milliseconds):.2f} to {max(operation.milliseconds):.2f} |"
-        for operation in timed
-    ]
-    lines += ["", "| ratio of medians | measured | aim | met |", "|---|---:|---:|---|"]
-    for name, base, aim in AIMS:
-        ratio = by_name[name].median / by_name[base].median
-        lines.append(f"| {name} : {base} | {ratio:.2f} | {aim:.2f} | {'yes' if ratio <= aim else 'no'} |")
+    lines = heading(f"Sign codec, {elements / 1e6:g} M float32, one thread", repeats)
+    lines += [*times(timed), "", *ratios(timed, AIMS)]
     return "\n".join(lines) + "\n"
 
 
-def cpu_model() -> str:
-    """Name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--elements", type=int, default=25_600_000, help="default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=15, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="markdown file to write, beside printing it")
-    arguments = parser.parse_args()
-    if arguments.elements < 1 or arguments.repeats < 1:
-        parser.error("--elements and --repeats must be at least 1")
-
-    torch.set_num_threads(1)
-    timed = operations(arguments.elements)
-    for operation in timed:
-        operation.run()  # warm up
-    for _ in range(arguments.repeats):
-        for operation in timed:
-            operation.time_once()
-    text = report(arguments.elements, arguments.repeats, timed)
-    print(text, end="")
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text)
-
-
 if __name__ == "__main__":
-    main()
+    run_cli(__doc__.splitlines()[0], ("elements", 25_600_000), operations, report)

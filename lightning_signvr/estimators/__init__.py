@@ -3,6 +3,8 @@
 from lightning_signvr.estimators.base import PREVIOUS, SNAPSHOT, Estimator
 from lightning_signvr.estimators.error_feedback import ErrorFeedback
 from lightning_signvr.estimators.increment import Increment
+from lightning_signvr.estimators.lion import LionMomentum
+from lightning_signvr.estimators.mars import Mars
 from lightning_signvr.estimators.momentum import Momentum, state_dtype
 from lightning_signvr.estimators.raw import RawGradient
 from lightning_signvr.estimators.storm import Storm, correction_now
@@ -16,6 +18,8 @@ __all__ = [
     "ErrorFeedback",
     "Estimator",
     "Increment",
+    "LionMomentum",
+    "Mars",
     "Momentum",
     "RawGradient",
     "Storm",

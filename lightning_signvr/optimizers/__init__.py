@@ -5,6 +5,8 @@ from lightning_signvr.optimizers.base import SignOptimizer
 from lightning_signvr.optimizers.dvrsign import DVRSign
 from lightning_signvr.optimizers.eflion import EFLion
 from lightning_signvr.optimizers.efsignum import EFSignum
+from lightning_signvr.optimizers.lion import Lion
+from lightning_signvr.optimizers.marslion import MARSLion
 from lightning_signvr.optimizers.noisysignsgd import NoisySignSGD
 from lightning_signvr.optimizers.signrvr import SignRVM, SignRVR
 from lightning_signvr.optimizers.signsgd import SignSGD
@@ -25,6 +27,8 @@ __all__ = [
     "DVRSign",
     "EFLion",
     "EFSignum",
+    "Lion",
+    "MARSLion",
     "NoisySignSGD",
     "SignOptimizer",
     "SignRVM",
