@@ -8,6 +8,8 @@ from lightning_signvr.optimizers.efsignum import EFSignum
 from lightning_signvr.optimizers.lion import Lion
 from lightning_signvr.optimizers.marslion import MARSLion
 from lightning_signvr.optimizers.noisysignsgd import NoisySignSGD
+from lightning_signvr.optimizers.proxsignsgd import ProxSignSGD
+from lightning_signvr.optimizers.signprox import SignProx
 from lightning_signvr.optimizers.signrvr import SignRVM, SignRVR
 from lightning_signvr.optimizers.signsgd import SignSGD
 from lightning_signvr.optimizers.signsvrg import SignSVRG
@@ -30,7 +32,9 @@ __all__ = [
     "Lion",
     "MARSLion",
     "NoisySignSGD",
+    "ProxSignSGD",
     "SignOptimizer",
+    "SignProx",
     "SignRVM",
     "SignRVR",
     "SignSGD",
