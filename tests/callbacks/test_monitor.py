@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_signvr import SignVoteMonitor
-from tests.strategies.helpers import Adversarial, Batch, Regression, batches, fit, flat, momentum_of
+from tests.strategies.helpers import Adversarial, Batch, Regression, batches, fit, flat, state_of
 from tests.workers import run_workers
 
 WORKERS, STEPS, EVERY, ACCUMULATE = 2, 6, 2, 3
@@ -58,7 +58,7 @@ class _Witness(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if not trainer.fit_loop._should_accumulate():
-            self.signs.append(np.sign(momentum_of(trainer.optimizers[0])))
+            self.signs.append(np.sign(state_of(trainer.optimizers[0])))
             self.bytes_sent.append(trainer.strategy.votes[0].traffic.bytes_sent)
 
 

@@ -95,7 +95,9 @@ def train(rank: int, regularizer: Regularizer | None, options: dict[str, Any]) -
     return weight.detach()
 
 
-@pytest.mark.parametrize(("regularizer", "proxes", "options"), CASES, ids=lambda case: str(case)[:40])
+@pytest.mark.parametrize(
+    ("regularizer", "proxes", "options"), CASES, ids=[f"{case[0]} {case[2]}" for case in CASES]
+)
 def test_one_worker_follows_the_formula_bit_for_bit(
     regularizer: Regularizer, proxes: list[Prox], options: dict[str, Any]
 ) -> None:
