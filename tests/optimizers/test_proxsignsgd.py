@@ -59,7 +59,10 @@ def train(rank: int, regularizer: Regularizer | None, options: dict[str, Any]) -
     return weight.detach()
 
 
-@pytest.mark.parametrize(("regularizer", "prox", "options"), CASES, ids=lambda case: str(case)[:40])
+NAMES = [f"{regularizer} {options}" for regularizer, _, options in CASES]
+
+
+@pytest.mark.parametrize(("regularizer", "prox", "options"), CASES, ids=NAMES)
 def test_one_worker_follows_the_formula_bit_for_bit(
     regularizer: Regularizer, prox: Prox, options: dict[str, Any]
 ) -> None:
