@@ -9,7 +9,7 @@ def test_error_feedback_beats_plain_votes_on_skewed_data() -> None:
     methods = ["SignSGD", "SSVRFS", "EFLion"]
     output = run_example(
         "choose_optimizer.py",
-        *("--workers", "2", "--steps", "40", "--skew", "0.05", "--lr", "1e-2", "--methods", *methods),
+        *("--workers", "2", "--steps", "60", "--skew", "0.05", "--lr", "1e-2", "--methods", *methods),
     )
     rows = {line[:16].strip(): line[16:].split() for line in output.splitlines()[1:]}
     assert list(rows) == methods

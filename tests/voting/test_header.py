@@ -11,7 +11,7 @@ from lightning_signvr.voting.header import BallotHeader, OutcomeHeader
 
 flags = st.lists(st.booleans(), max_size=130)
 rooms = st.integers(0, 2**40).map(lambda words: 8 * words)
-numbers = st.integers(0, 2**62)
+numbers = st.integers(0, 2**61)
 counts = st.builds(lambda margin, lost, *others: Counts(margin + lost, margin, *others), *[numbers] * 4)
 words = st.integers(0, 2**64 - 1)
 
