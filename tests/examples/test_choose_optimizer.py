@@ -6,7 +6,7 @@ from tests.examples.running import run_example
 
 
 def test_error_feedback_beats_plain_votes_on_skewed_data() -> None:
-    methods = ["SignSGD", "SSVRFS", "EFLion"]
+    methods = ["SignSGD", "EFLion"]
     output = run_example(
         "choose_optimizer.py",
         *("--workers", "2", "--steps", "60", "--skew", "0.05", "--lr", "1e-2", "--methods", *methods),
@@ -15,6 +15,4 @@ def test_error_feedback_beats_plain_votes_on_skewed_data() -> None:
     assert list(rows) == methods
     loss = {method: float(row[1]) for method, row in rows.items()}
     assert loss["EFLion"] < 0.5 * loss["SignSGD"]
-    gradients = {method: float(row[3]) for method, row in rows.items()}
-    assert gradients["SignSGD"] == gradients["EFLion"] == 1.0
-    assert gradients["SSVRFS"] > 3.0
+    assert all(float(row[3]) == 1.0 for row in rows.values())  # gradients per step

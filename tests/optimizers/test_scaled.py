@@ -108,9 +108,9 @@ def three_quadratics(rank: int) -> dict[str, float]:
     found = {}
     for name, kind in {"SignSGD": SignSGD, **{key: value[0] for key, value in METHODS.items()}}.items():
         weight = nn.Parameter(torch.zeros(1))
-        optimizer = kind([weight], lr=0.1)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=240)
-        for _ in range(240):
+        optimizer = kind([weight], lr=0.2)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=120)
+        for _ in range(120):
             optimizer.step(lambda weight=weight: setattr(weight, "grad", weight.detach() - target))
             schedule.step()
         found[name] = weight.item()
