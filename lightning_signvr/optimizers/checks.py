@@ -34,6 +34,14 @@ def check_fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
 
 
+def check_betas(value: Any) -> None:
+    """Raise unless ``value`` is a pair of numbers in [0, 1)."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"betas must be two numbers, got {value!r}")
+    for index, beta in enumerate(value):
+        check_fraction(f"betas[{index}]", beta)
+
+
 def check_weight(name: str, value: Any, zero: bool = True) -> None:
     """Raise unless ``value`` is a number in [0, 1], or in (0, 1] without ``zero``."""
     _check_number(name, value)

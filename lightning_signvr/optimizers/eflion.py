@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
 from lightning_signvr.estimators import ErrorFeedback
-from lightning_signvr.optimizers.checks import check_fraction
+from lightning_signvr.optimizers.checks import check_betas
 from lightning_signvr.optimizers.error_feedback import ErrorFeedbackOptimizer
 from lightning_signvr.voting import ScaledMeanVote
 
@@ -59,10 +59,7 @@ class EFLion(ErrorFeedbackOptimizer):
     @override
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 2:
-            raise TypeError(f"betas must be a pair of numbers, got {group['betas']!r}")
-        for number, beta in enumerate(group["betas"], 1):
-            check_fraction(f"betas (number {number})", beta)
+        check_betas(group["betas"])
 
     @override
     def serve(self, mean: Tensor, kept: Tensor, group: dict[str, Any]) -> Tensor:

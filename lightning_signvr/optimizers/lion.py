@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_signvr.estimators.lion import LionMomentum
 from lightning_signvr.optimizers.base import SignOptimizer
-from lightning_signvr.optimizers.checks import check_fraction
+from lightning_signvr.optimizers.checks import check_betas
 from lightning_signvr.voting import MajorityVote
 
 
@@ -73,8 +73,4 @@ class Lion(SignOptimizer):
     @override
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        betas = group["betas"]
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise TypeError(f"betas must be two numbers, got {betas!r}")
-        for index, beta in enumerate(betas):
-            check_fraction(f"betas[{index}]", beta)
+        check_betas(group["betas"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning_signvr.optimizers.base import OWNER, SignOptimizer
 from lightning_signvr.voting import MajorityVote, ScaledMeanVote, VotedSigns
 
 
-class ScaledOptimizer(SignOptimizer):
+class ScaledOptimizer(SignOptimizer, ABC):
     """A sign optimizer that votes by :class:`~lightning_signvr.voting.ScaledMeanVote`.
 
     Subclasses set the scale of each tensor in :meth:`encode` by :meth:`send_scale`, and say in
@@ -36,6 +37,7 @@ class ScaledOptimizer(SignOptimizer):
         self._scales[index] = rounded
         return rounded
 
+    @abstractmethod
     def serve(self, mean: Tensor, kept: Tensor, group: dict[str, Any]) -> Tensor:
         """The numbers whose signs go back to all workers.
 
@@ -44,7 +46,6 @@ class ScaledOptimizer(SignOptimizer):
             kept: the owner's state on that part, 0 at first, to be updated in place.
             group: the parameter's hyper-parameters.
         """
-        raise NotImplementedError
 
     @override
     def cast(

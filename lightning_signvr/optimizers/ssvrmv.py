@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from typing_extensions import override
 
-from lightning_signvr.estimators import Storm, correction_now
-from lightning_signvr.optimizers.anchored import AnchoredOptimizer
-from lightning_signvr.optimizers.checks import check_choice, check_count, check_weight
+from lightning_signvr.estimators import Storm
 from lightning_signvr.optimizers.stochastic import StochasticSigns
+from lightning_signvr.optimizers.storm import StormOptimizer
 from lightning_signvr.signs.encoders import RadiusPolicy
 from lightning_signvr.voting import MajorityVote
 
 
-class SSVRMV(StochasticSigns, AnchoredOptimizer):
+class SSVRMV(StochasticSigns, StormOptimizer):
     """``v_t = g_t + (1 - beta) (v_{t-1} - g_t^-)``; ``x <- x - lr * (vote(S_R(v_t)) + weight_decay * x)``.
 
     Option 1 of SSVR-MV: Jiang, Yang, Yang, Zhang, "Efficient Sign-Based Optimization: Accelerating
@@ -103,16 +101,3 @@ class SSVRMV(StochasticSigns, AnchoredOptimizer):
             "maximize": maximize,
         }
         super().__init__(params, defaults, Storm(), vote)
-
-    @override
-    def check_group(self, group: dict[str, Any]) -> None:
-        super().check_group(group)
-        check_weight("beta", group["beta"], zero=False)
-        check_weight("correction", group["correction"])
-        check_choice("previous", group["previous"], ("exact", "last_batch"))
-        if group["correction_steps"] is not None:
-            check_count("correction_steps", group["correction_steps"])
-
-    @override
-    def needs(self, name: str, group: dict[str, Any]) -> bool:
-        return bool(group["previous"] == "exact" and correction_now(group) > 0 and group["beta"] < 1)
