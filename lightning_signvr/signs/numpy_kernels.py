@@ -9,8 +9,8 @@ byte per element is written. Each kernel equals its namesake in
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -48,46 +48,48 @@ def _as_array(values: Tensor) -> Array:
     return values.numpy()
 
 
-def _find_negative(block: Array, dtype: torch.dtype, out: Array) -> None:
-    if dtype not in _NEGATIVE_INFINITY:
-        np.less(block, 0, out=out)
-        return
-    words = _buffers.words[: len(block)]
-    np.subtract(block, np.uint16(0x8001), out=words)  # wraps around: every other number becomes larger
-    np.less_equal(words, np.uint16(_NEGATIVE_INFINITY[dtype] - 0x8001), out=out)
+Comparison = Callable[[Array, Array], Any]
+"""Writes into its second argument, a boolean array, what holds for the numbers in the first."""
 
 
-def _find_positive(block: Array, dtype: torch.dtype, out: Array) -> None:
-    if dtype not in _NEGATIVE_INFINITY:
-        np.greater(block, 0, out=out)
-        return
+def _comparisons(dtype: torch.dtype) -> tuple[Comparison, Comparison]:
+    """Where numbers are negative, and where they are positive."""
+    if dtype in _NEGATIVE_INFINITY:
+        lowest = _NEGATIVE_INFINITY[dtype]
+        return partial(_between, 0x8001, lowest), partial(_between, 0x0001, lowest & 0x7FFF)
+    zero = torch.zeros((), dtype=dtype).numpy()[()]  # of the numbers' own dtype: nothing to convert
+    return lambda block, out: np.less(block, zero, out), lambda block, out: np.greater(block, zero, out)
+
+
+def _between(first: int, last: int, block: Array, out: Array) -> None:
     words = _buffers.words[: len(block)]
-    np.subtract(block, np.uint16(1), out=words)  # 0 wraps around to the largest number
-    np.less(words, np.uint16(_NEGATIVE_INFINITY[dtype] & 0x7FFF), out=out)
+    np.subtract(block, np.uint16(first), words)  # wraps around: what is below becomes larger than all
+    np.less_equal(words, np.uint16(last - first), out)
 
 
 def pack(values: Tensor, negative: Tensor, abstaining: Tensor | None) -> bool:
     """See :func:`lightning_signvr.signs.oracle.pack`."""
     source, bits = _as_array(values), negative.numpy()
     missing = None if abstaining is None else abstaining.numpy()
-    first, second = _buffers.first, _buffers.second
+    find_negative, find_positive = _comparisons(values.dtype)
+    found = False
     for start in range(0, len(source), BLOCK):
         block = source[start : start + BLOCK]
         part = slice(start // 8, (start + BLOCK) // 8)
-        is_negative, is_positive = first[: len(block)], second[: len(block)]
-        _find_negative(block, values.dtype, is_negative)
+        is_negative, signed = _buffers.first[: len(block)], _buffers.second[: len(block)]
+        find_negative(block, is_negative)
         if missing is None:
-            bits[part] = np.packbits(is_negative, bitorder="little")
+            bits[part] = np.packbits(is_negative, None, "little")
             continue
-        _find_positive(block, values.dtype, is_positive)  # at once, while the block is in the cache
-        bits[part] = against = np.packbits(is_negative, bitorder="little")
-        signed = np.packbits(is_positive, bitorder="little")
-        np.bitwise_or(signed, against, out=signed)
-        np.invert(signed, out=missing[part])
-    if missing is None or len(missing) == 0:
-        return False
-    missing[-1] &= 0xFF >> (-len(source) % 8)  # nothing abstains behind the last value
-    return bool(np.count_nonzero(missing))
+        find_positive(block, signed)  # at once, while the block is in the cache
+        bits[part] = np.packbits(is_negative, None, "little")
+        np.logical_or(is_negative, signed, signed)
+        if signed.all():
+            missing[part] = 0
+        else:
+            found = True
+            missing[part] = np.packbits(np.logical_not(signed, signed), None, "little")
+    return found
 
 
 @lru_cache(maxsize=16)
