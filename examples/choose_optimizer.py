@@ -166,9 +166,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="picture to write")
     options = parser.parse_args()
 
-    results = mp.get_context("spawn").SimpleQueue()
+    results = mp.get_context("fork").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.spawn(work, (f"{folder}/store", options, results), options.workers, join=False)
+        context = mp.start_processes(
+            work, (f"{folder}/store", options, results), options.workers, join=False, start_method="fork"
+        )
         print(f"{'method':16}{'lr':>8}{'loss':>10}{'test acc.':>11}{'gradients':>11}{'bits/param/step':>17}")
         curves = {}
         for _ in options.methods:
