@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_signvr.estimators.base import PREVIOUS
+from lightning_signvr.estimators.last_gradient import LAST_GRADIENT, remember_gradient
 from lightning_signvr.estimators.momentum import state_dtype
 
 
@@ -36,13 +37,13 @@ class Mars:
             state["momentum_buffer"] = torch.zeros_like(gradient, dtype=state_dtype(gradient.dtype))
         average: Tensor = state["momentum_buffer"]
         momentum = group["momentum"]
-        last = at.get(PREVIOUS) if group["previous"] == "exact" else state.get("last_gradient")
+        last = at.get(PREVIOUS) if group["previous"] == "exact" else state.get(LAST_GRADIENT)
         corrected = _corrected(gradient, last, group["correction"] * momentum / (1 - momentum))
         if group["clip"]:
             norm = torch.linalg.vector_norm(corrected)
             corrected.div_(torch.where(norm > 1, norm, 1.0))  # by 1 where the norm is NaN, too
         if group["previous"] == "last_batch":
-            _remember(gradient, state)
+            remember_gradient(gradient, state)
         return average.mul_(momentum).add_(corrected, alpha=1 - momentum)
 
 
@@ -53,11 +54,3 @@ def _corrected(gradient: Tensor, last: Tensor | None, weight: float) -> Tensor:
         return gradient.to(dtype, copy=True)
     difference = torch.sub(gradient.to(dtype), last)
     return torch.add(gradient, difference, alpha=weight, out=difference)
-
-
-def _remember(gradient: Tensor, state: dict[str, Any]) -> None:
-    """Keep a copy: torch may reuse the gradient's memory."""
-    if "last_gradient" in state:
-        state["last_gradient"].copy_(gradient)
-    else:
-        state["last_gradient"] = gradient.clone()

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_signvr.estimators.base import PREVIOUS
+from lightning_signvr.estimators.last_gradient import LAST_GRADIENT, remember_gradient
 from lightning_signvr.estimators.momentum import state_dtype
 
 
@@ -40,10 +41,18 @@ class Storm:
         group: dict[str, Any],
         at: Mapping[str, Tensor],
     ) -> Tensor:
-        last = at.get(PREVIOUS)
-        if group["previous"] == "last_batch":
-            last = state.get("last_gradient")
-            state["last_gradient"] = gradient.clone()  # a copy: torch may reuse the gradient's memory
+        stale = group["previous"] == "last_batch"
+        estimate = self._estimate(
+            gradient, state, group, state.get(LAST_GRADIENT) if stale else at.get(PREVIOUS)
+        )
+        if stale:
+            remember_gradient(gradient, state)
+        return estimate
+
+    @staticmethod
+    def _estimate(
+        gradient: Tensor, state: dict[str, Any], group: dict[str, Any], last: Tensor | None
+    ) -> Tensor:
         if "estimate" not in state:
             state["estimate"] = gradient.to(state_dtype(gradient.dtype), copy=True)
             return state["estimate"]  # type: ignore[no-any-return]

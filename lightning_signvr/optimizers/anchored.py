@@ -131,9 +131,11 @@ class AnchoredOptimizer(SignOptimizer):
     @override
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
         """Run the closure at the current point, and with the same random numbers at each anchor."""
-        before = RandomState.capture()
-        loss = super().evaluate(closure)
-        if closure is not None and self.replays_closures:
+        if closure is None or not self.replays_closures:
+            loss = super().evaluate(closure)
+        else:
+            before = RandomState.capture()
+            loss = super().evaluate(closure)
             after = RandomState.capture()
             for name in self._unevaluated():
                 before.restore()

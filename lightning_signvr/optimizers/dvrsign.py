@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import override
@@ -13,12 +12,12 @@ from lightning_signvr.estimators import Increment
 from lightning_signvr.optimizers.anchored import AnchoredOptimizer
 from lightning_signvr.optimizers.checks import check_weight
 from lightning_signvr.optimizers.scaled import ScaledOptimizer
-from lightning_signvr.signs import random_uniform
+from lightning_signvr.optimizers.stochastic import RandomizedSigns
+from lightning_signvr.signs.encoders import dither
 from lightning_signvr.voting import ScaledMeanVote
-from lightning_signvr.voting.rules import encoder_stream
 
 
-class DVRSign(AnchoredOptimizer, ScaledOptimizer):
+class DVRSign(AnchoredOptimizer, RandomizedSigns, ScaledOptimizer):
     """``z <- (1 - beta) z + mean_j Q(h^j)``; ``x <- x - lr * (sign(z) + weight_decay * x)``.
 
     Jiang, Li, Zhang, "Revisiting Distributed Sign-Based Variance Reduction" (arXiv 2609.18656, section 4).
@@ -88,16 +87,7 @@ class DVRSign(AnchoredOptimizer, ScaledOptimizer):
     def encode(self, direction: Tensor, group: dict[str, Any], index: int) -> Tensor:
         largest = direction.abs().max() if direction.numel() else direction.new_zeros(())
         scale = self.send_scale(index, largest)
-        noise = random_uniform(
-            self.vote.seed,
-            self.param_groups[0]["step"],
-            encoder_stream(self.vote.rank),
-            index,
-            direction.numel(),
-            direction.device,
-        )
-        randomized = noise.view(direction.shape).mul_(scale).add_(direction)
-        return torch.where(direction == 0, direction.to(randomized.dtype), randomized)  # Q(0) = 0
+        return dither(direction, self.uniform(direction, index), scale)  # keeps 0: Q(0) = 0
 
     @override
     def serve(self, mean: Tensor, kept: Tensor, group: dict[str, Any]) -> Tensor:

@@ -110,8 +110,7 @@ class Exchange:
             decided.counts.votes -= self._padding * self._workers
             decided.counts.margin -= self._padding * self._workers
         total = self._send_down(negative, decided, traffic, group)
-        missing_everywhere = [all(flags) for flags in zip(*(h.missing for h in headers), strict=True)]
-        return total, [not nobody for nobody in missing_everywhere]
+        return total, [not all(missing) for missing in zip(*(h.missing for h in headers), strict=True)]
 
     # -- phase 1 ----------------------------------------------------------------------------------
 
