@@ -15,9 +15,13 @@ LAYERS = {
     "proximal": 3,
     "optimizers": 4,
     "amp": 5,
+    "metrics": 5,
     "replay": 5,
     "strategies": 6,
     "callbacks": 7,
+    "cli": 7,
+    "planner": 7,
+    "report": 7,
 }
 MODULES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_signvr.estimators import PREVIOUS
 from lightning_signvr.optimizers.base import SignOptimizer
 from lightning_signvr.optimizers.random_state import RandomState
+from lightning_signvr.voting import VotedSigns
 
 
 class AnchoredOptimizer(SignOptimizer):
@@ -170,7 +171,7 @@ class AnchoredOptimizer(SignOptimizer):
         return elsewhere
 
     @override
-    def before_update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def before_update(self, parameter: Tensor, votes: VotedSigns, index: int, group: dict[str, Any]) -> None:
         """Remember where the parameter is."""
         if PREVIOUS not in self.anchors:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 import torch
@@ -25,8 +25,9 @@ class SignOptimizer(Optimizer):
 
     1. :meth:`estimate`: the worker's direction from its own gradient (``parameter.grad``, which must
        *not* have been averaged over the workers);
-    2. :meth:`encode`: the numbers whose signs the worker votes with;
-    3. the vote, over all parameters at once, the only communication;
+    2. :meth:`encode`: the numbers whose signs the worker votes with; they are packed at once, so that one
+       tensor's are in memory at a time;
+    3. the vote, over all parameters together, the only communication;
     4. :meth:`update`: the voted signs move the parameters, on all workers alike.
 
     A method is made from an estimator and, where it differs, an overridden stage. Without
@@ -101,20 +102,29 @@ class SignOptimizer(Optimizer):
         """
         return direction
 
-    def cast(
-        self,
-        directions: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        groups: Sequence[dict[str, Any]],
-    ) -> VotedSigns:
+    def directions(
+        self, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]
+    ) -> Iterator[Tensor | None]:
+        """What this worker votes with, one tensor after the other; None where it has no gradient."""
+        for index, (parameter, group) in enumerate(zip(parameters, groups, strict=True)):
+            if parameter.grad is None:
+                yield None
+            else:
+                yield self.encode(self.estimate(parameter, group), group, index)
+
+    def cast(self, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]) -> VotedSigns:
         """Vote on all parameters at once; a collective."""
-        return self.vote(directions, like=parameters)
+        return self.vote(self.directions(parameters, groups), like=parameters)
+
+    def move(self, group: dict[str, Any]) -> tuple[float, float]:
+        """``alpha`` and ``decay`` of a step ``x <- decay * x + alpha * vote``."""
+        lr = float(group["lr"])
+        return lr if group["maximize"] else -lr, 1 - lr * group["weight_decay"]
 
     def update(self, parameter: Tensor, votes: VotedSigns, index: int, group: dict[str, Any]) -> None:
         """``x <- x - lr * (vote + weight_decay * x)``: arXiv 1810.05291, algorithm 1."""
-        lr = float(group["lr"])
-        alpha = lr if group["maximize"] else -lr
-        votes.add_to_(index, parameter, alpha=alpha, decay=1 - lr * group["weight_decay"])
+        alpha, decay = self.move(group)
+        votes.add_to_(index, parameter, alpha=alpha, decay=decay)
 
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
         """Run the step's closure, if there is one; its loss."""
@@ -123,8 +133,8 @@ class SignOptimizer(Optimizer):
         with torch.enable_grad():
             return closure()
 
-    def before_update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Called for each parameter that takes part, before any vote moves it."""
+    def before_update(self, parameter: Tensor, votes: VotedSigns, index: int, group: dict[str, Any]) -> None:
+        """Called for each parameter that takes part, before the votes move it."""
 
     @overload
     def step(self, closure: None = ...) -> None: ...
@@ -153,21 +163,17 @@ class SignOptimizer(Optimizer):
         self.vote.step = self.param_groups[0]["step"]
         parameters: list[Tensor] = []
         groups: list[dict[str, Any]] = []
-        directions: list[Tensor | None] = []
         for number, group in enumerate(self.param_groups):
             for position, parameter in enumerate(group["params"]):
                 if not parameter.requires_grad:
                     continue
-                direction = None
-                if parameter.grad is not None:
+                if parameter.grad is not None:  # before any state changes
                     check_signable(parameter.grad, f"the gradient of parameter {position} of group {number}")
-                    direction = self.encode(self.estimate(parameter, group), group, len(parameters))
                 parameters.append(parameter)
                 groups.append(group)
-                directions.append(direction)
-        votes = self.cast(directions, parameters, groups)
+        votes = self.cast(parameters, groups)
         for index, (parameter, group) in enumerate(zip(parameters, groups, strict=True)):
-            self.before_update(parameter, group)
+            self.before_update(parameter, votes, index, group)
             if votes.present[index]:
                 self.update(parameter, votes, index, group)
         for group in self.param_groups:

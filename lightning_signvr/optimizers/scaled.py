@@ -19,17 +19,21 @@ class ScaledOptimizer(SignOptimizer, ABC):
 
     Subclasses set the scale of each tensor in :meth:`encode` by :meth:`send_scale`, and say in
     :meth:`serve` what the owner of a shard makes of the mean.
+
+    Attributes:
+        scaled_answer: whether the owner's signs come back with a factor.
     """
 
+    scaled_answer: bool = False
     vote_class: type[MajorityVote] = ScaledMeanVote
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._scales: dict[int, float] = {}  # of this step, by the tensor's place
+        self._scales: list[float] = []  # of this step, by the tensor's place
         super().__init__(*args, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # unpickled, copied or loaded
         super().__setstate__(state)
-        self._scales = {}
+        self._scales = []
 
     def send_scale(self, index: int, scale: Tensor) -> float:
         """Send ``scale`` with tensor ``index``; its value as it arrives, rounded to float32."""
@@ -38,8 +42,8 @@ class ScaledOptimizer(SignOptimizer, ABC):
         return rounded
 
     @abstractmethod
-    def serve(self, mean: Tensor, kept: Tensor, group: dict[str, Any]) -> Tensor:
-        """The numbers whose signs go back to all workers.
+    def serve(self, mean: Tensor, kept: Tensor, group: dict[str, Any]) -> Tensor | tuple[Tensor, float]:
+        """The numbers whose signs go back to all workers; with ``scaled_answer`` and their factor.
 
         Args:
             mean: mean of the workers' scaled signs on a part of a tensor.
@@ -48,21 +52,16 @@ class ScaledOptimizer(SignOptimizer, ABC):
         """
 
     @override
-    def cast(
-        self,
-        directions: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        groups: Sequence[dict[str, Any]],
-    ) -> VotedSigns:
+    def cast(self, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]) -> VotedSigns:
         assert isinstance(self.vote, ScaledMeanVote)
-        scales = [self._scales.get(index, 0.0) for index in range(len(directions))]
-        self._scales = {}
+        self._scales = [0.0] * len(parameters)
 
-        def server(index: int, elements: slice, size: int, mean: Tensor) -> Tensor:
+        def server(index: int, elements: slice, size: int, mean: Tensor) -> Tensor | tuple[Tensor, float]:
             kept = self._owned(size, mean.device)[elements]
             return self.serve(mean, kept, groups[index])
 
-        return self.vote.cast(directions, scales, server, like=parameters)
+        directions = self.directions(parameters, groups)
+        return self.vote.cast(directions, self._scales, server, parameters, self.scaled_answer)
 
     def _owned(self, size: int, device: torch.device) -> Tensor:
         """This rank's state as an owner, one float32 per element of its shard."""

@@ -8,20 +8,27 @@ from lightning_signvr.signs.codec import (
     unpack_signs,
 )
 from lightning_signvr.signs.definition import SUPPORTED_DTYPES, check_signable
+from lightning_signvr.signs.details import Details, examine
+from lightning_signvr.signs.planes import count_ones, count_planes, read_planes
 from lightning_signvr.signs.random_bits import random_bytes, random_uniform
 from lightning_signvr.signs.tally import Counts, Tally, majority
 
 __all__ = [
     "SUPPORTED_DTYPES",
     "Counts",
+    "Details",
     "Tally",
     "add_signs_",
     "check_signable",
+    "count_ones",
+    "count_planes",
+    "examine",
     "majority",
     "pack_signs",
     "pack_signs_and_abstentions",
     "packed_size",
     "random_bytes",
     "random_uniform",
+    "read_planes",
     "unpack_signs",
 ]

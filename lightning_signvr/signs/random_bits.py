@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 32  # bytes that one value of Philox' counter yields
+_NUMBERS = _BLOCK // 4  # uniform numbers made of them
 
 
 def random_bytes(
@@ -42,11 +43,17 @@ def random_bytes(
 
 
 def random_uniform(
-    seed: int, step: int, stream: int, index: int, numel: int, device: torch.device | str = "cpu"
+    seed: int,
+    step: int,
+    stream: int,
+    index: int,
+    numel: int,
+    device: torch.device | str = "cpu",
+    start: int = 0,
 ) -> Tensor:
     """Uniform numbers in [-1, 1) for one tensor, a function of the key alone.
 
-    Philox with key ``(seed, stream)`` begins at counter ``(0, step, index, 0)``, so that two tensors
+    Philox with key ``(seed, stream)`` begins at counter ``(start / 8, step, index, 0)``, so that two tensors
     never share numbers. Each of its 64-bit words gives two numbers, from its low half and then from its
     high half. A half read as a signed integer ``w`` becomes ``((w >> 7) | 1) / 2**24``: one of the
     ``2**24`` odd multiples of ``2**-24`` between -1 and 1, all equally likely. They are exact in float32
@@ -61,6 +68,7 @@ def random_uniform(
         index: number of the tensor, 0 to 2**64 - 1.
         numel: how many. Fewer are the first ones of more.
         device: of the result; the numbers do not depend on it.
+        start: how many of the tensor's numbers to leave out, a multiple of 8.
 
     Returns:
         float32 tensor, ``[numel]``.
@@ -70,7 +78,7 @@ def random_uniform(
         >>> bool(numbers.abs().max() < 1), bool(numbers.mean().abs() < 0.05)
         (True, True)
     """
-    counter = np.array([0, step, index, 0], np.uint64)
+    counter = np.array([start // _NUMBERS, step, index, 0], np.uint64)
     generator = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=counter)
     words = generator.random_raw(-(-numel // 2)).astype("<u8", copy=False).view("<i4")[:numel]
     numbers = torch.from_numpy(words.astype(np.int32, copy=False))

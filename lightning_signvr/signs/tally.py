@@ -1,26 +1,23 @@
 """Count votes without unpacking them: bit-sliced carry-save adders over packed planes.
 
-Bit ``k`` of the numbers that are counted lies in plane ``k``; one bitwise operation on a plane
-works on all of its coordinates at once. n voters cost about 5 n operations on packed bytes, that
-is 5 n / 8 byte operations per parameter, where unpacking to integers would take 4 n.
+One bitwise operation on a plane works on all of its coordinates at once. n voters cost about 5 n
+operations on packed bytes, that is 5 n / 8 byte operations per parameter, where unpacking to integers
+would take 4 n.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lightning_signvr.signs import oracle
+from lightning_signvr.signs.planes import Bits, add, ones
 
 _BLOCK = 64 * 1024  # bytes of one plane: the adder's work space stays in the cache
-
-Bits = npt.NDArray[np.uint8]
 
 
 @dataclass
@@ -126,11 +123,11 @@ def _bit_sliced_majority(rows: Tensor, abstaining: Tensor | None) -> Tally:
         part = slice(start, min(start + _BLOCK, size))
         if absent is None or not absent[:, part].any():
             in_favour = quiet = None
-            against = _add(votes[:, part])
+            against = add(votes[:, part])
             negative[part], tie = _compare_with_constant(against, len(votes))
         else:
-            against = _add(votes[:, part] & ~absent[:, part])
-            in_favour = _add(~(votes[:, part] | absent[:, part]))
+            against = add(votes[:, part] & ~absent[:, part])
+            in_favour = add(~(votes[:, part] | absent[:, part]))
             quiet = ~_any(against) & ~_any(in_favour)
             negative[part], equal = _compare(against, in_favour)
             tie = equal & ~quiet
@@ -140,35 +137,14 @@ def _bit_sliced_majority(rows: Tensor, abstaining: Tensor | None) -> Tally:
             silent[part] = 0 if quiet is None else quiet
         everyone = (part.stop - part.start) * 8 * len(votes)
         counts += _sum_up(against, in_favour, negative[part], everyone)
-        counts.ties += 0 if tie is None else _ones(tie)
-        counts.silent += 0 if quiet is None else _ones(quiet)
+        counts.ties += 0 if tie is None else ones(tie)
+        counts.silent += 0 if quiet is None else ones(quiet)
     return Tally(
         negative=torch.from_numpy(negative),
         tied=None if tied is None else torch.from_numpy(tied),
         silent=None if silent is None else torch.from_numpy(silent),
         counts=counts,
     )
-
-
-def _add(rows: Bits) -> list[Bits]:
-    """Planes, lowest first, of the number of ones in each column of ``rows``."""
-    planes: list[Bits] = []
-    pending: list[Any] = list(rows)
-    while pending:
-        carries = []
-        while len(pending) > 1:
-            if len(pending) > 2:  # a full adder: three bits of one weight make a sum and a carry
-                a, b, c = pending.pop(), pending.pop(), pending.pop()
-                half = a ^ b
-                pending.append(half ^ c)
-                carries.append((a & b) | (half & c))
-            else:
-                a, b = pending.pop(), pending.pop()
-                pending.append(a ^ b)
-                carries.append(a & b)
-        planes.append(pending[0])
-        pending = carries
-    return planes
 
 
 def _compare_with_constant(planes: Sequence[Bits], voters: int) -> tuple[Bits, Bits | None]:
@@ -200,17 +176,8 @@ def _any(planes: Sequence[Bits]) -> Bits:
     return union
 
 
-def _ones(plane: Bits) -> int:
-    """Number of bits that are set."""
-    words = plane[: len(plane) // 8 * 8].view(np.uint64) if plane.flags.c_contiguous else plane[:0]
-    rest = plane[words.nbytes :]
-    return int(np.bitwise_count(words).sum(dtype=np.int64) + np.bitwise_count(rest).sum(dtype=np.int64))
-
-
 def _total(planes: Sequence[Bits], mask: Bits | None = None) -> int:
-    return sum(
-        _ones(plane if mask is None else plane & mask) << weight for weight, plane in enumerate(planes)
-    )
+    return sum(ones(plane if mask is None else plane & mask) << weight for weight, plane in enumerate(planes))
 
 
 def _sum_up(
@@ -223,7 +190,7 @@ def _sum_up(
     all_against, lost_against = _total(against), _total(against, negative)
     if in_favour is None:
         voters = everyone // (len(negative) * 8)
-        all_for, lost_for = everyone - all_against, voters * _ones(negative) - lost_against
+        all_for, lost_for = everyone - all_against, voters * ones(negative) - lost_against
     else:
         all_for, lost_for = _total(in_favour), _total(in_favour, negative)
     margin = all_for - all_against + 2 * (lost_against - lost_for)

@@ -1,10 +1,13 @@
 """Layer 2: process groups. The packed-sign all-reduce, its rules and its traffic counters."""
 
+from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.local import LocalVote
 from lightning_signvr.voting.majority import MajorityVote
+from lightning_signvr.voting.mean import MeanVote
 from lightning_signvr.voting.result import VotedSigns
 from lightning_signvr.voting.rules import TIE_RULES, ZERO_RULES, TieRule, ZeroRule
 from lightning_signvr.voting.scaled import ScaledMeanVote
+from lightning_signvr.voting.stochastic import StochasticVote
 from lightning_signvr.voting.traffic import Traffic
 
 __all__ = [
@@ -12,9 +15,12 @@ __all__ = [
     "ZERO_RULES",
     "LocalVote",
     "MajorityVote",
+    "MeanVote",
     "ScaledMeanVote",
+    "StochasticVote",
     "TieRule",
     "Traffic",
+    "VoteDetails",
     "VotedSigns",
     "ZeroRule",
 ]

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import time
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_signvr.signs import pack_signs, pack_signs_and_abstentions, random_bytes
+from lightning_signvr.signs import (
+    Counts,
+    check_signable,
+    count_ones,
+    pack_signs,
+    pack_signs_and_abstentions,
+    random_bytes,
+)
 from lightning_signvr.voting.decisions import Decision
-from lightning_signvr.voting.exchange import Exchange
+from lightning_signvr.voting.exchange import Exchange, Outcome
 from lightning_signvr.voting.layout import Layout
-from lightning_signvr.voting.result import VotedSigns
 from lightning_signvr.voting.rules import ZeroRule, zero_stream
 from lightning_signvr.voting.traffic import Traffic
 
@@ -35,22 +43,57 @@ class Ballot:
         self._layout, self._shapes, self._device = layout, shapes, device
         self._rank, self._workers = rank, workers
         self._zeros, self._seed = zeros, seed
-        self._exchange = Exchange(layout, rules, scaled, rank, workers, device)
-        self._negative = torch.zeros(self._exchange.plane_size, dtype=torch.uint8, device=device)
-        self._abstaining = torch.zeros_like(self._negative)
+        self.exchange = Exchange(layout, rules, scaled, rank, workers, device)
+        self.negative = torch.zeros(self.exchange.plane_size, dtype=torch.uint8, device=device)
+        self._abstaining = torch.zeros_like(self.negative)
         self._missing = [False] * len(shapes)
         self._abstains = False  # on any coordinate
 
-    def fill(self, directions: Sequence[Tensor | None], step: int) -> None:
-        """Pack the signs of ``directions``, and by the zero rule what stands for no sign."""
-        self._missing = [direction is None for direction in directions]
-        found = [self._pack(index, direction, step) for index, direction in enumerate(directions)]
-        self._abstains = any(found)
+    @property
+    def abstaining(self) -> Tensor | None:
+        """uint8 plane, 1 where this worker does not vote; None for nowhere."""
+        return self._abstaining if self._abstains else None
+
+    def fill(self, directions: Iterable[Tensor | None], step: int) -> float:
+        """Pack the signs of ``directions``, and by the zero rule what stands for no sign.
+
+        Each direction is packed before the next one is asked for, so that they can be made one at a time.
+
+        Returns:
+            Seconds spent on packing.
+        """
+        self._abstains, seconds, count = False, 0.0, 0
+        for index, direction in enumerate(directions):
+            started = time.perf_counter()
+            if index == len(self._shapes):
+                raise ValueError(f"directions has more tensors than like, which has {len(self._shapes)}")
+            if direction is not None:
+                self._check(index, direction)
+            self._missing[index] = direction is None
+            self._abstains |= self._pack(index, direction, step)
+            count += 1
+            seconds += time.perf_counter() - started
+        if count < len(self._shapes):
+            raise ValueError(f"directions has {count} tensors, like has {len(self._shapes)}")
+        return seconds
+
+    def _check(self, index: int, direction: Tensor) -> None:
+        check_signable(direction, f"directions[{index}]")
+        if direction.shape != self._shapes[index]:
+            raise ValueError(
+                f"directions[{index}] has shape {tuple(direction.shape)}, like[{index}] has "
+                f"{tuple(self._shapes[index])}"
+            )
+        if direction.device != self._device:
+            raise ValueError(
+                f"directions[{index}] is on {direction.device}, the vote is on {self._device}: the tensors "
+                "of one vote must be on one device"
+            )
 
     def _pack(self, index: int, direction: Tensor | None, step: int) -> bool:
         """Pack one tensor; whether it has abstentions."""
         part = self._layout.part(index)
-        negative, abstaining = self._negative[part], self._abstaining[part]
+        negative, abstaining = self.negative[part], self._abstaining[part]
         if direction is None:
             negative.zero_()
             abstaining.fill_(255)
@@ -78,18 +121,20 @@ class Ballot:
         group: dist.ProcessGroup | None,
         step: int,
         traffic: Traffic,
-    ) -> VotedSigns:
+        detailed: bool,
+    ) -> Outcome:
         """Exchange what :meth:`fill` packed; a collective. See :meth:`Exchange.run`."""
-        abstaining = self._abstaining if self._abstains else None
-        counts, present = self._exchange.run(
-            self._negative, abstaining, self._missing, scales, decide, step, traffic, group
+        return self.exchange.run(
+            self.negative, self.abstaining, self._missing, scales, decide, step, traffic, group, detailed
         )
-        return VotedSigns(
-            layout=self._layout,
-            shapes=self._shapes,
-            negative=self._negative,
-            undecided=self._exchange.undecided,
-            present=present,
-            counts=counts,
-            workers=self._workers,
-        )
+
+    def own_outcome(self) -> dict[str, Any]:
+        """A lone worker's vote is its own sign, nothing to count: fields of :class:`VotedSigns`."""
+        silent = 0 if self.abstaining is None else count_ones(self.abstaining)
+        votes = self._layout.num_parameters - silent
+        return {
+            "planes": self.negative.view(1, -1),
+            "undecided": self.abstaining,
+            "present": [not missing for missing in self._missing],
+            "counts": Counts(votes=votes, margin=votes, silent=silent),
+        }

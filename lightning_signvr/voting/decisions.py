@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -11,13 +12,33 @@ from torch import Tensor
 from lightning_signvr.signs import (
     Counts,
     add_signs_,
+    count_planes,
     majority,
+    pack_signs,
     pack_signs_and_abstentions,
     packed_size,
     random_bytes,
+    random_uniform,
 )
 from lightning_signvr.voting.layout import Layout
-from lightning_signvr.voting.rules import TIE_STREAM, TieRule
+from lightning_signvr.voting.rules import SERVER_STREAM, TIE_STREAM, TieRule
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of one tensor that lies in a shard.
+
+    Attributes:
+        index: of the tensor.
+        part: its bytes in the shard.
+        first: its first element in the tensor, a multiple of 8.
+        numel: elements; fewer than bits at the tensor's end.
+    """
+
+    index: int
+    part: slice
+    first: int
+    numel: int
 
 
 @dataclass(frozen=True)
@@ -27,7 +48,7 @@ class ShardBallots:
     Attributes:
         votes: uint8, ``[workers, bytes]``, their sign bits.
         absent: uint8, same shape, where they abstain; None for nowhere.
-        scales: float32, ``[workers, tensors]``, their factor of each tensor; None for plain votes.
+        scales: float32, ``[workers, tensors]``, their number for each tensor; None for plain votes.
         layout: of the whole plane.
         start: first byte of the shard in it.
         step: number of the vote.
@@ -40,14 +61,24 @@ class ShardBallots:
     start: int
     step: int
 
-    def pieces(self) -> Iterator[tuple[int, slice]]:
-        """Index of each tensor that lies in the shard, and its bytes there."""
+    def pieces(self) -> Iterator[Piece]:
+        """Of each tensor that lies in the shard."""
         stop = self.start + self.votes.shape[1]
-        for index in range(len(self.layout.numels)):
-            part = self.layout.part(index)
-            first, last = max(part.start, self.start), min(part.stop, stop)
-            if first < last:
-                yield index, slice(first - self.start, last - self.start)
+        for index, numel in enumerate(self.layout.numels):
+            whole = self.layout.part(index)
+            begin, end = max(whole.start, self.start), min(whole.stop, stop)
+            if begin < end:
+                first = (begin - whole.start) * 8
+                inside = min((end - begin) * 8, numel - first)
+                yield Piece(index, slice(begin - self.start, end - self.start), first, inside)
+
+    def total(self, piece: Piece, factors: list[float]) -> Tensor:
+        """``sum_j factor_j sign_j`` on a piece, float32; a worker that abstains adds 0."""
+        total = torch.zeros((piece.part.stop - piece.part.start) * 8, device=self.votes.device)
+        for worker, factor in enumerate(factors):
+            zeros = None if self.absent is None else self.absent[worker, piece.part]
+            add_signs_(total, self.votes[worker, piece.part], factor, zeros=zeros)
+        return total[: piece.numel]
 
 
 @dataclass
@@ -58,62 +89,123 @@ class Decided:
         negative: uint8, ``[bytes]``, 1 for -1.
         undecided: uint8, ``[bytes]``, 1 where nothing moves; None for nowhere.
         counts: of the votes, padding included.
+        planes: uint8, ``[k, bytes]``, what is sent in place of ``negative``; None to send that.
+        scales: per tensor, the factor of the signs on this shard; None for none.
     """
 
     negative: Tensor
     undecided: Tensor | None
     counts: Counts
+    planes: Tensor | None = None
+    scales: list[float] | None = None
 
 
-Decision = Callable[[ShardBallots], Decided]
+class Decision(ABC):
+    """How an owner decides.
+
+    Attributes:
+        scaled_answer: whether the outcome comes with a factor per tensor and shard.
+    """
+
+    scaled_answer: bool = False
+
+    def planes(self, workers: int, abstentions: bool) -> int:
+        """Bits per parameter on the way back, where there may be abstentions or not."""
+        return 1
+
+    @abstractmethod
+    def __call__(self, ballots: ShardBallots) -> Decided:
+        """Decide on a shard."""
 
 
-def decide_by_majority(ballots: ShardBallots, ties: TieRule, seed: int) -> Decided:
+@dataclass(frozen=True)
+class ByMajority(Decision):
     """The sign that more workers voted for; nothing where nobody voted; ties by their rule."""
-    tally = majority(ballots.votes, ballots.absent)
-    undecided = tally.silent
-    if tally.tied is not None and tally.counts.ties:
-        if ties == "random":
-            stop = ballots.start + ballots.votes.shape[1]
-            device = tally.negative.device
-            coins = random_bytes(seed, ballots.step, TIE_STREAM, ballots.start, stop, device)
-            tally.negative |= tally.tied & coins
-        elif ties == "zero":
-            undecided = tally.tied if undecided is None else undecided | tally.tied
-    return Decided(tally.negative, undecided, tally.counts)
+
+    ties: TieRule
+    seed: int
+
+    def __call__(self, ballots: ShardBallots) -> Decided:
+        tally = majority(ballots.votes, ballots.absent)
+        undecided = tally.silent
+        if tally.tied is not None and tally.counts.ties:
+            if self.ties == "random":
+                stop = ballots.start + ballots.votes.shape[1]
+                device = tally.negative.device
+                coins = random_bytes(self.seed, ballots.step, TIE_STREAM, ballots.start, stop, device)
+                tally.negative |= tally.tied & coins
+            elif self.ties == "zero":
+                undecided = tally.tied if undecided is None else undecided | tally.tied
+        return Decided(tally.negative, undecided, tally.counts)
 
 
-Server = Callable[[int, slice, int, Tensor], Tensor]
+@dataclass(frozen=True)
+class ByStochasticSign(Decision):
+    """+ with probability ``(1 + mean) / 2``, the mean over all workers; nothing where nobody voted."""
+
+    seed: int
+
+    def __call__(self, ballots: ShardBallots) -> Decided:
+        tally = majority(ballots.votes, ballots.absent)
+        workers = ballots.votes.shape[0]
+        negative = torch.zeros_like(tally.negative)
+        for piece in ballots.pieces():
+            key = self.seed, ballots.step, SERVER_STREAM, piece.index, piece.numel
+            noise = random_uniform(*key, device=negative.device, start=piece.first)
+            pack_signs(
+                ballots.total(piece, [1.0] * workers).add_(noise, alpha=workers),
+                negative[piece.part],
+            )
+        return Decided(negative, tally.silent, tally.counts)
+
+
+@dataclass(frozen=True)
+class ByMean(Decision):
+    """How many voted for +, as bit planes; with abstentions, that and how many did not vote for -."""
+
+    def planes(self, workers: int, abstentions: bool) -> int:
+        return (2 * workers if abstentions else workers).bit_length()
+
+    def __call__(self, ballots: ShardBallots) -> Decided:
+        tally = majority(ballots.votes, ballots.absent)
+        if ballots.absent is None:
+            planes = count_planes(~ballots.votes)
+        else:
+            rows = [~(ballots.votes | ballots.absent), ~ballots.votes | ballots.absent]
+            planes = count_planes(torch.cat(rows))
+        return Decided(tally.negative, None, tally.counts, planes)
+
+
+Server = Callable[[int, slice, int, Tensor], Tensor | tuple[Tensor, float]]
 """``server(index, elements, size, mean)``: the numbers whose signs go back to the workers.
 
 ``mean`` is the mean over the workers of their scaled signs on a part of tensor ``index``; ``elements`` is
 where that part lies among the ``size`` elements of the owner's shard, for a state that the owner keeps.
+With ``scaled_answer`` it returns the numbers and the factor of their signs.
 """
 
 
-def decide_by_scaled_mean(ballots: ShardBallots, server: Server) -> Decided:
+@dataclass(frozen=True)
+class ByScaledMean(Decision):
     """The sign of what ``server`` makes of ``mean_j scale_j sign_j``; a worker that abstains adds 0."""
-    assert ballots.scales is not None
-    workers, size = ballots.votes.shape
-    device = ballots.votes.device
-    negative = torch.zeros(size, dtype=torch.uint8, device=device)
-    undecided = torch.zeros_like(negative)
-    for index, part in ballots.pieces():
-        elements = slice(part.start * 8, part.stop * 8)
-        mean = torch.zeros(elements.stop - elements.start, device=device)
-        for worker in range(workers):
-            zeros = None if ballots.absent is None else ballots.absent[worker, part]
-            scale = float(ballots.scales[worker, index]) / workers
-            add_signs_(mean, ballots.votes[worker, part], scale, zeros=zeros)
-        inside = _elements_inside(ballots, index, part)
-        voted = server(index, slice(elements.start, elements.start + inside), size * 8, mean[:inside])
-        used = slice(part.start, part.start + packed_size(inside))
-        pack_signs_and_abstentions(voted, negative[used], undecided[used])
-    return Decided(negative, undecided, majority(ballots.votes, ballots.absent).counts)
 
+    server: Server
+    scaled_answer: bool = False
 
-def _elements_inside(ballots: ShardBallots, index: int, part: slice) -> int:
-    """Elements of tensor ``index`` in these bytes of the shard: less than 8 per byte at its end."""
-    before = (part.start + ballots.start - ballots.layout.offsets[index]) * 8
-    inside: int = min((part.stop - part.start) * 8, ballots.layout.numels[index] - before)
-    return inside
+    def __call__(self, ballots: ShardBallots) -> Decided:
+        assert ballots.scales is not None
+        workers, size = ballots.votes.shape
+        negative = torch.zeros(size, dtype=torch.uint8, device=ballots.votes.device)
+        undecided = torch.zeros_like(negative)
+        scales = [0.0] * len(ballots.layout.numels)
+        for piece in ballots.pieces():
+            factors = [scale / workers for scale in ballots.scales[:, piece.index].tolist()]
+            mean = ballots.total(piece, factors)
+            start = piece.part.start * 8
+            answer = self.server(piece.index, slice(start, start + piece.numel), size * 8, mean)
+            if isinstance(answer, tuple):
+                answer, scales[piece.index] = answer
+            used = slice(piece.part.start, piece.part.start + packed_size(piece.numel))
+            pack_signs_and_abstentions(answer, negative[used], undecided[used])
+        counts = majority(ballots.votes, ballots.absent).counts
+        return Decided(negative, undecided, counts, scales=scales if self.scaled_answer else None)

@@ -12,6 +12,7 @@ direction, of which only the changes travel: see :mod:`lightning_signvr.voting.c
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -20,9 +21,25 @@ from torch import Tensor
 from lightning_signvr.signs import Counts
 from lightning_signvr.voting.channel import PlaneChannel
 from lightning_signvr.voting.decisions import Decided, Decision, ShardBallots
+from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.header import BallotHeader, OutcomeHeader
 from lightning_signvr.voting.layout import Layout
 from lightning_signvr.voting.traffic import Traffic, wait
+
+
+@dataclass
+class Outcome:
+    """What came out of an exchange; see :class:`VotedSigns` and its subclasses."""
+
+    planes: Tensor
+    undecided: Tensor | None
+    present: list[bool]
+    counts: Counts
+    scales: Tensor | None
+    details: VoteDetails | None
+    abstentions: bool
+    answers: Tensor | None
+    shard: int
 
 
 class Exchange:
@@ -30,8 +47,6 @@ class Exchange:
 
     Attributes:
         plane_size: bytes of a plane, which is the layout's, padded to n equal shards.
-        undecided: uint8, ``[plane_size]``: where the last vote decided nothing; None until there is
-            such a coordinate.
     """
 
     def __init__(
@@ -53,10 +68,6 @@ class Exchange:
         self._padding = self._padding_bits()
         self._buffers: dict[str, Tensor] = {}
         self.plane_size = workers * self._shard
-
-    @property
-    def undecided(self) -> Tensor | None:
-        return None if self._down.received is None else self._down.received.view(-1)
 
     def _padding_bits(self) -> int:
         """Bits of the own shard that belong to no coordinate; they always vote +."""
@@ -84,7 +95,8 @@ class Exchange:
         step: int,
         traffic: Traffic,
         group: dist.ProcessGroup | None,
-    ) -> tuple[Counts, list[bool]]:
+        detailed: bool,
+    ) -> Outcome:
         """Replace the own sign bits in ``negative`` by the voted ones; a collective.
 
         Args:
@@ -93,14 +105,12 @@ class Exchange:
             missing: per tensor, whether this rank has no direction at all.
             scales: per tensor, the factor of this rank's signs; None for plain votes.
             decide: called for the own shard.
-
-        Returns:
-            The counts over all shards; per tensor, whether any rank had a direction.
+            detailed: whether to look closely at the votes; the same on all ranks.
 
         Raises:
             RuntimeError: another rank votes on something else, or sent something damaged.
         """
-        votes, headers = self._send_up(negative, abstaining, missing, scales, step, traffic, group)
+        votes, headers = self._send_up(negative, abstaining, missing, scales, step, traffic, group, detailed)
         with traffic.timed("tally"):
             factors = torch.tensor([header.scales for header in headers]) if self._scaled else None
             ballots = ShardBallots(
@@ -109,8 +119,27 @@ class Exchange:
             decided = decide(ballots)
             decided.counts.votes -= self._padding * self._workers
             decided.counts.margin -= self._padding * self._workers
-        total = self._send_down(negative, decided, traffic, group)
-        return total, [not all(missing) for missing in zip(*(h.missing for h in headers), strict=True)]
+            details = VoteDetails.of_shard(ballots, decided) if detailed else None
+        abstentions = self._up.received is not None  # the same on all ranks
+        planes = negative.view(1, -1)
+        if (bits := decide.planes(self._workers, abstentions)) > 1:
+            planes = self._buffer("planes", bits, self.plane_size)
+        outcomes = self._send_down(planes, decided, details, traffic, group)
+        total = Counts()
+        for outcome in outcomes:
+            total += outcome.counts
+        looks = [outcome.details for outcome in outcomes if outcome.details is not None]
+        return Outcome(
+            planes=planes,
+            undecided=None if self._down.received is None else self._down.received.view(-1),
+            present=[not all(missing) for missing in zip(*(h.missing for h in headers), strict=True)],
+            counts=total,
+            scales=factors,
+            details=VoteDetails.sum_of(looks, len(missing), self._workers) if detailed else None,
+            abstentions=abstentions,
+            answers=torch.tensor([o.scales for o in outcomes]) if decided.scales is not None else None,
+            shard=self._shard,
+        )
 
     # -- phase 1 ----------------------------------------------------------------------------------
 
@@ -123,13 +152,14 @@ class Exchange:
         step: int,
         traffic: Traffic,
         group: dist.ProcessGroup | None,
+        detailed: bool,
     ) -> tuple[Tensor, list[BallotHeader]]:
         """Send each shard to its owner; all ranks' votes on the own shard, and their headers."""
         body, slot = self._head + self._shard, self._up.slot
         sent = self._buffer("sent", self._workers, body + slot)
         with traffic.timed("pack"):
             room = self._up.prepare(None if abstaining is None else abstaining.view(self._workers, -1))
-            header = BallotHeader(step, self._digest, room, missing, scales)
+            header = BallotHeader(step, self._digest, room, missing, scales, detailed)
             sent[:, : self._head] = self._from_bytes(header.to_bytes())
             sent[:, self._head : body] = negative.view(self._workers, -1)
             self._up.write(sent[:, body:])
@@ -137,7 +167,14 @@ class Exchange:
             received = self._all_to_all("received", sent, traffic, group)
             headers = [
                 BallotHeader.from_bytes(
-                    head.tobytes(), len(missing), rank, step, self._digest, self._up.most_room, self._scaled
+                    head.tobytes(),
+                    len(missing),
+                    rank,
+                    step,
+                    self._digest,
+                    self._up.most_room,
+                    self._scaled,
+                    detailed,
                 )
                 for rank, head in enumerate(received[:, : self._head].cpu().numpy())
             ]
@@ -163,27 +200,37 @@ class Exchange:
 
     def _send_down(
         self,
-        negative: Tensor,
+        planes: Tensor,
         decided: Decided,
+        details: VoteDetails | None,
         traffic: Traffic,
         group: dist.ProcessGroup | None,
-    ) -> Counts:
-        """Send the own shard's outcome to all ranks and write everyone's into ``negative``."""
-        head = OutcomeHeader.SIZE
-        body, slot = head + self._shard, self._down.slot
+    ) -> list[OutcomeHeader]:
+        """Send the own shard's outcome to all ranks and write everyone's into ``planes``."""
+        numbers = None if details is None else details.to_numbers()
+        extras = (
+            len(self._layout.numels),
+            decided.scales is not None,
+            0 if numbers is None else numbers.size,
+        )
+        head, bits, slot = OutcomeHeader.size(*extras), len(planes), self._down.slot
+        body = head + bits * self._shard
         mine = self._buffer("outcome", 1, body + slot)
         with traffic.timed("all_gather"):
             undecided = decided.undecided
             room = self._down.prepare(None if undecided is None else undecided.view(1, -1))
-            mine[:, :head] = self._from_bytes(OutcomeHeader(decided.counts, room).to_bytes())
-            mine[:, head:body] = decided.negative
+            header = OutcomeHeader(decided.counts, room, decided.scales, numbers)
+            mine[:, :head] = self._from_bytes(header.to_bytes())
+            sent = decided.negative if decided.planes is None else decided.planes
+            mine[0, head:body].view(bits, -1).copy_(sent)
             self._down.write(mine[:, body:])
             everyones = self._all_gather("outcomes", mine, traffic, group)
             headers = [
-                OutcomeHeader.from_bytes(data.tobytes(), rank, self._down.most_room)
+                OutcomeHeader.from_bytes(data.tobytes(), rank, self._down.most_room, *extras)
                 for rank, data in enumerate(everyones[:, :head].cpu().numpy())
             ]
-            negative.view(self._workers, -1).copy_(everyones[:, head:body])
+            received = everyones[:, head:body].view(self._workers, bits, -1)
+            planes.view(bits, self._workers, -1).copy_(received.transpose(0, 1))
             room = max(header.room for header in headers)
             if self._down.settle(room):
                 extra = torch.zeros(1, room, dtype=torch.uint8, device=self._device)
@@ -191,10 +238,7 @@ class Exchange:
                 self._down.read(self._all_gather("extra outcomes", extra, traffic, group))
             elif room:
                 self._down.read(everyones[:, body:])
-        total = Counts()
-        for header in headers:
-            total += header.counts
-        return total
+        return headers
 
     def _all_gather(
         self, name: str, mine: Tensor, traffic: Traffic, group: dist.ProcessGroup | None

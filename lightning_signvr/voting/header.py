@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from lightning_signvr.signs import Counts
 
 _BALLOT = struct.Struct("<4sIQQ")  # format, step (low 32 bits), digest of layout and rules, room
 _OUTCOME = struct.Struct("<qqqqQ")  # counts, room
-_FORMAT = b"SGN1"
+_FORMATS = {False: b"SGN1", True: b"SGD1"}  # by whether details are asked for
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class BallotHeader:
         room: bytes that the changes of its abstentions take, for the owner with the most.
         missing: for each tensor, whether this rank has no direction at all.
         scales: for each tensor, the factor of this rank's signs; None for plain votes.
+        detailed: whether this rank wants to know the vote's details.
     """
 
     step: int
@@ -37,15 +39,16 @@ class BallotHeader:
     room: int
     missing: Sequence[bool]
     scales: Sequence[float] | None = None
+    detailed: bool = False
 
     @staticmethod
     def size(num_tensors: int, scaled: bool = False) -> int:
         """Bytes of the header of a vote on ``num_tensors`` tensors; a multiple of 8."""
-        return _BALLOT.size + _flag_bytes(num_tensors) + (-(-num_tensors // 2) * 8 if scaled else 0)
+        return _BALLOT.size + _flag_bytes(num_tensors) + (_float_bytes(num_tensors) if scaled else 0)
 
     def to_bytes(self) -> bytes:
         flags = np.packbits(np.array(self.missing, bool), bitorder="little").tobytes()
-        head = _BALLOT.pack(_FORMAT, self.step & 0xFFFFFFFF, self.digest, self.room)
+        head = _BALLOT.pack(_FORMATS[self.detailed], self.step & 0xFFFFFFFF, self.digest, self.room)
         scales = b"" if self.scales is None else np.array(self.scales, "<f4").tobytes()
         count = len(self.missing)
         return (head + flags.ljust(_flag_bytes(count), b"\0") + scales).ljust(
@@ -62,6 +65,7 @@ class BallotHeader:
         digest: int,
         most_room: int,
         scaled: bool = False,
+        detailed: bool = False,
     ) -> BallotHeader:
         """Read the header of ``rank`` and check that it is about the same vote.
 
@@ -69,10 +73,16 @@ class BallotHeader:
             RuntimeError: it is not, with the reason and the rank.
         """
         form, their_step, their_digest, room = _BALLOT.unpack_from(data)
-        if form != _FORMAT:
+        if form not in _FORMATS.values():
             raise RuntimeError(
                 f"rank {rank} sent something that is not a sign vote ({form!r}): all ranks must run the "
                 "same version of lightning-signvr, and no other collective may be in between"
+            )
+        if form != _FORMATS[detailed]:
+            does, other = ("does not ask", "does") if detailed else ("asks", "does not")
+            raise RuntimeError(
+                f"rank {rank} {does} for the details of this vote and this rank {other}: use the same "
+                "callbacks and log_every_n_steps on all ranks"
             )
         if their_step != step & 0xFFFFFFFF:
             raise RuntimeError(
@@ -97,11 +107,15 @@ class BallotHeader:
                     "find out why, or clip gradients"
                 )
             scales = values.tolist()
-        return cls(step, digest, room, missing, scales)
+        return cls(step, digest, room, missing, scales, detailed)
 
 
 def _flag_bytes(num_tensors: int) -> int:
     return -(-num_tensors // 64) * 8
+
+
+def _float_bytes(num_tensors: int) -> int:
+    return -(-num_tensors // 2) * 8
 
 
 @dataclass(frozen=True)
@@ -111,19 +125,37 @@ class OutcomeHeader:
     Attributes:
         counts: sums over the shard.
         room: bytes that the changes of the undecided coordinates take.
+        scales: for each tensor, the factor of the signs on this shard; None for plain outcomes.
+        details: what :meth:`VoteDetails.to_numbers` gives; None where nobody asked.
     """
 
     counts: Counts
     room: int
+    scales: Sequence[float] | None = None
+    details: npt.NDArray[np.int64] | None = None
 
-    SIZE = _OUTCOME.size
+    @staticmethod
+    def size(num_tensors: int = 0, scaled: bool = False, num_details: int = 0) -> int:
+        """Bytes of the header; a multiple of 8."""
+        return _OUTCOME.size + (_float_bytes(num_tensors) if scaled else 0) + 8 * num_details
 
     def to_bytes(self) -> bytes:
         counts = self.counts
-        return _OUTCOME.pack(counts.votes, counts.margin, counts.ties, counts.silent, self.room)
+        data = _OUTCOME.pack(counts.votes, counts.margin, counts.ties, counts.silent, self.room)
+        if self.scales is not None:
+            data += np.array(self.scales, "<f4").tobytes().ljust(_float_bytes(len(self.scales)), b"\0")
+        return data if self.details is None else data + self.details.astype("<i8").tobytes()
 
     @classmethod
-    def from_bytes(cls, data: bytes, rank: int, most_room: int) -> OutcomeHeader:
+    def from_bytes(
+        cls,
+        data: bytes,
+        rank: int,
+        most_room: int,
+        num_tensors: int = 0,
+        scaled: bool = False,
+        num_details: int = 0,
+    ) -> OutcomeHeader:
         """Read the header of ``rank``.
 
         Raises:
@@ -136,7 +168,23 @@ class OutcomeHeader:
                 f"{silent} silent): all ranks must run the same version of lightning-signvr"
             )
         check_room(room, most_room, rank)
-        return cls(Counts(votes, margin, ties, silent), room)
+        scales = details = None
+        if scaled:
+            values = np.frombuffer(data, "<f4", num_tensors, _OUTCOME.size)
+            if not (np.isfinite(values) & (values >= 0)).all():
+                raise RuntimeError(
+                    f"rank {rank} answers with a scale that is negative or not finite: the estimate that it "
+                    "keeps has diverged; lower the learning rate, or clip gradients"
+                )
+            scales = values.tolist()
+        if num_details:
+            details = np.frombuffer(data, "<i8", num_details, cls.size(num_tensors, scaled))
+            if details.min() < 0:
+                raise RuntimeError(
+                    f"rank {rank} sent details of a vote that cannot be: all ranks must run the same version "
+                    "of lightning-signvr"
+                )
+        return cls(Counts(votes, margin, ties, silent), room, scales, details)
 
 
 def check_room(room: int, most: int, rank: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from lightning_signvr.signs import check_signable
 from lightning_signvr.voting.ballot import Ballot
-from lightning_signvr.voting.decisions import Decided, ShardBallots, decide_by_majority
+from lightning_signvr.voting.decisions import ByMajority, Decision
+from lightning_signvr.voting.exchange import Outcome
 from lightning_signvr.voting.group import check_backend, world
 from lightning_signvr.voting.layout import Layout, common_device
 from lightning_signvr.voting.result import VotedSigns
@@ -28,6 +30,7 @@ from lightning_signvr.voting.traffic import Traffic, wait
 log = logging.getLogger(__name__)
 
 _KEPT = 4  # layouts whose buffers are kept
+_COMMON_FIELDS = ("planes", "undecided", "present", "counts", "scales", "details")
 
 
 class MajorityVote:
@@ -55,6 +58,8 @@ class MajorityVote:
         step: number of the next vote; it keys the coins, and all ranks must agree on it.
         traffic: bytes and seconds so far.
         last: what the last vote decided (overwritten in place by the next one), or None.
+        detailed: whether votes are looked at closely, for :attr:`VotedSigns.details`; a step that does
+            so must do it on all ranks. It costs time, and some bytes per tensor and worker.
 
     Raises:
         ValueError: an unknown rule, a seed out of range, a group that this rank is not in.
@@ -84,6 +89,7 @@ class MajorityVote:
         self.step = 0
         self.traffic = Traffic()
         self.last: VotedSigns | None = None
+        self.detailed = False
         self._ballots: dict[tuple[object, ...], Ballot] = {}
 
     def __repr__(self) -> str:
@@ -107,14 +113,20 @@ class MajorityVote:
         return world(self.process_group)
 
     def __call__(
-        self, directions: Sequence[Tensor | None], like: Sequence[Tensor] | None = None
+        self,
+        directions: Iterable[Tensor | None],
+        like: Sequence[Tensor] | None = None,
+        scales: Sequence[float] | None = None,
     ) -> VotedSigns:
         """Vote on the signs of ``directions``; a collective: every rank must call it equally often.
 
         Args:
             directions: floating-point tensors, the same shapes in the same order on all ranks. None
-                where this worker has nothing to say; other workers may still vote on that tensor.
+                where this worker has nothing to say; other workers may still vote on that tensor. With
+                ``like`` it may be a generator: each direction is packed before the next one is asked for.
             like: tensors of the same shapes (the parameters); needed where a direction is None.
+            scales: a number per tensor that all ranks are to know, at least 0; rounded to float32. Read
+                after the directions. All ranks send some, or none does.
 
         Returns:
             The votes; their planes are overwritten by the next call.
@@ -125,49 +137,77 @@ class MajorityVote:
                 process group cannot exchange.
             RuntimeError: another rank votes on something else.
         """
-        return self._vote(directions, like, None)
+        return self._vote(directions, like, scales, self._decision)
 
-    def _decide(self, ballots: ShardBallots) -> Decided:
-        """What becomes of the votes on the own shard."""
-        return decide_by_majority(ballots, self.ties, self.seed)
+    @property
+    def _decision(self) -> Decision:
+        """What becomes of the votes on a shard."""
+        return ByMajority(self.ties, self.seed)
 
     def _vote(
         self,
-        directions: Sequence[Tensor | None],
+        directions: Iterable[Tensor | None],
         like: Sequence[Tensor] | None,
         scales: Sequence[float] | None,
+        decision: Decision,
     ) -> VotedSigns:
-        for index, direction in enumerate(directions):
-            if direction is not None:
+        if like is None:
+            directions = list(directions)
+            like = [direction for direction in directions if direction is not None]
+            if len(like) < len(directions):
+                raise ValueError(
+                    "directions holds None, so its shape is unknown: pass the parameters as `like`"
+                )
+            for index, direction in enumerate(like):
                 check_signable(direction, f"directions[{index}]")
-        tensors = _shapes_of(directions, like)
-        given = [direction for direction in directions if direction is not None]
-        layout, device = Layout.of(tensors), common_device([*tensors, *given])
-        ballot = self._ballot(layout, [tensor.shape for tensor in tensors], scales is not None, device)
-        with self.traffic.timed("pack"):
-            ballot.fill(directions, self.step)
-        result = ballot.cast(scales, self._decide, self.process_group, self.step, self.traffic)
+        layout, shapes, device = Layout.of(like), [tensor.shape for tensor in like], common_device(like)
+        extras = (scales is not None, decision.scaled_answer)
+        ballot = self._ballot(layout, shapes, extras, device)
+        self.traffic.add_seconds("pack", ballot.fill(directions, self.step))
+        if scales is not None and len(scales) != len(like):
+            raise ValueError(f"scales has {len(scales)} numbers for {len(like)} tensors")
+        fields: dict[str, Any] = {
+            "layout": layout,
+            "shapes": [tensor.shape for tensor in like],
+            "workers": self.workers,
+        }
+        if self.workers == 1 and not self.detailed and not any(extras):
+            self.last = VotedSigns(**fields, **ballot.own_outcome())
+        else:
+            outcome = ballot.cast(
+                scales, decision, self.process_group, self.step, self.traffic, self.detailed
+            )
+            fields.update({name: getattr(outcome, name) for name in _COMMON_FIELDS})
+            self.last = self._result(outcome, fields)
         self.step += 1
-        self.last = result
-        return result
+        return self.last
+
+    def _result(self, outcome: Outcome, fields: dict[str, Any]) -> VotedSigns:
+        """What this kind of vote returns, given the fields that all kinds have."""
+        return VotedSigns(**fields)
 
     def _ballot(
-        self, layout: Layout, shapes: Sequence[torch.Size], scaled: bool, device: torch.device
+        self,
+        layout: Layout,
+        shapes: Sequence[torch.Size],
+        extras: tuple[bool, bool],
+        device: torch.device,
     ) -> Ballot:
         rank, workers = self._world()
-        key = (tuple(shapes), scaled, device, rank, workers)
+        key = (tuple(shapes), extras, device, rank, workers)
         if key not in self._ballots:
             if workers > 1:
                 check_backend(self.process_group, device)
-                self._check_agreement(layout, scaled, device, workers)
+                self._check_agreement(layout, extras, device, workers)
             log.info(
                 "sign vote of %d worker(s) on %d parameters in %d tensors: %r",
                 workers, layout.num_parameters, len(layout.numels), self,
             )  # fmt: skip
             while len(self._ballots) >= _KEPT:
                 del self._ballots[next(iter(self._ballots))]
+            rules = (*self._rules, *extras)
             self._ballots[key] = Ballot(
-                layout, shapes, device, rank, workers, self._rules, scaled, self.zeros, self.seed
+                layout, shapes, device, rank, workers, rules, extras[0], self.zeros, self.seed
             )
         return self._ballots[key]
 
@@ -175,9 +215,11 @@ class MajorityVote:
     def _rules(self) -> tuple[object, ...]:
         return (type(self).__name__, self.ties, self.zeros, self.seed)
 
-    def _check_agreement(self, layout: Layout, scaled: bool, device: torch.device, workers: int) -> None:
+    def _check_agreement(
+        self, layout: Layout, extras: tuple[bool, bool], device: torch.device, workers: int
+    ) -> None:
         """Compare layout and rules before the first vote: unequal sizes could not be exchanged."""
-        digest = layout.digest(self._rules, scaled) >> 1  # fits int64
+        digest = layout.digest(self._rules, extras) >> 1  # fits int64
         mine = torch.tensor([digest, len(layout.numels), layout.num_parameters, self.step], device=device)
         everyones = torch.empty(workers, 4, dtype=torch.int64, device=device)
         wait(self.traffic.all_gather(everyones, mine, self.process_group))
@@ -192,20 +234,3 @@ class MajorityVote:
             "step; build the model, the optimizer and the vote in the same way on all of them:\n  "
             + "\n  ".join(lines)
         )
-
-
-def _shapes_of(directions: Sequence[Tensor | None], like: Sequence[Tensor] | None) -> Sequence[Tensor]:
-    if like is None:
-        given = [direction for direction in directions if direction is not None]
-        if len(given) < len(directions):
-            raise ValueError("directions holds None, so its shape is unknown: pass the parameters as `like`")
-        return given
-    if len(like) != len(directions):
-        raise ValueError(f"like has {len(like)} tensors, directions has {len(directions)}")
-    for index, (direction, tensor) in enumerate(zip(directions, like, strict=True)):
-        if direction is not None and direction.shape != tensor.shape:
-            raise ValueError(
-                f"directions[{index}] has shape {tuple(direction.shape)}, like[{index}] has "
-                f"{tuple(tensor.shape)}"
-            )
-    return like

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from lightning_signvr.signs import Counts, add_signs_, unpack_signs
+from lightning_signvr.signs import Counts, add_signs_, pack_signs, read_planes, unpack_signs
+from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.layout import Layout
 
 
@@ -21,37 +23,52 @@ class VotedSigns:
     Attributes:
         layout: where each tensor's bits are.
         shapes: of the tensors.
-        negative: uint8 plane, 1 where the vote is -1.
+        planes: uint8, ``[k, bytes]``; for plain signs k = 1 and a bit is 1 where the vote is -1.
         undecided: uint8 plane, 1 where nothing was decided; None where there is no such coordinate.
         present: per tensor, whether any worker voted on it. An optimizer leaves the others alone.
         counts: sums over all coordinates.
         workers: number of workers that could vote.
+        scales: float32, ``[workers, tensors]``, the numbers that the workers sent with their votes; None
+            for none.
+        details: a closer look, where the vote's ``detailed`` was set; None otherwise.
     """
 
     layout: Layout
     shapes: Sequence[torch.Size]
-    negative: Tensor
+    planes: Tensor
     undecided: Tensor | None
     present: Sequence[bool]
     counts: Counts
     workers: int
+    scales: Tensor | None = None
+    details: VoteDetails | None = None
 
-    def _planes(self, index: int) -> tuple[Tensor, Tensor | None]:
+    @property
+    def negative(self) -> Tensor:
+        """uint8 plane, 1 where the vote is -1."""
+        return self.planes[0]
+
+    def packed(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Bits of tensor ``index`` in ``negative`` and in ``undecided`` (None where that is None)."""
         part = self.layout.part(index)
         return self.negative[part], None if self.undecided is None else self.undecided[part]
 
     def signs(self, index: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Tensor ``index`` of the vote as -1, 0 and +1 in its own shape; all 0 where nobody voted."""
         if not self.present[index]:
-            return torch.zeros(self.shapes[index], dtype=dtype, device=self.negative.device)
-        negative, zeros = self._planes(index)
+            return torch.zeros(self.shapes[index], dtype=dtype, device=self.planes.device)
+        negative, zeros = self.packed(index)
         return unpack_signs(negative, self.layout.numels[index], dtype, zeros).view(self.shapes[index])
+
+    def values(self, index: int) -> Tensor:
+        """What :meth:`add_to_` adds ``alpha`` times, float32: here the signs."""
+        return self.signs(index)
 
     def add_to_(self, index: int, target: Tensor, alpha: float, decay: float = 1.0) -> Tensor:
         """``target = decay * target + alpha * vote`` in place; untouched where nobody voted."""
         if not self.present[index]:
             return target
-        negative, zeros = self._planes(index)
+        negative, zeros = self.packed(index)
         return add_signs_(target, negative, alpha, zeros=zeros, decay=decay)
 
     @property
@@ -72,3 +89,72 @@ class VotedSigns:
         """Share of the possible votes that were not cast."""
         possible = self.layout.num_parameters * self.workers
         return 1.0 - self.counts.votes / possible if possible else 0.0
+
+
+class _VotedNumbers(VotedSigns):
+    """An outcome that has magnitudes."""
+
+    @override
+    def add_to_(self, index: int, target: Tensor, alpha: float, decay: float = 1.0) -> Tensor:
+        if not self.present[index]:
+            return target
+        if decay != 1.0:
+            target.mul_(decay)
+        return target.add_(self.values(index), alpha=alpha)
+
+
+@dataclass
+class VotedMeans(_VotedNumbers):
+    """The mean of the workers' signs, of which an abstention counts as 0; see :class:`MeanVote`.
+
+    Attributes:
+        counts_abstentions: whether the planes hold ``workers + sum of signs`` (0 to 2 n) or only how many
+            signs are + (0 to n).
+    """
+
+    counts_abstentions: bool = False
+
+    @override
+    def values(self, index: int) -> Tensor:
+        shape = self.shapes[index]
+        if not self.present[index]:
+            return torch.zeros(shape, device=self.planes.device)
+        numbers = read_planes(self.planes[:, self.layout.part(index)], self.layout.numels[index])
+        if not self.counts_abstentions:
+            numbers.mul_(2)
+        return numbers.sub_(self.workers).div_(self.workers).view(shape)
+
+    @override
+    def signs(self, index: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.values(index).sign().to(dtype)
+
+    @property
+    @override
+    def negative(self) -> Tensor:
+        plane = torch.zeros_like(self.planes[0])
+        for index in range(len(self.shapes)):
+            pack_signs(self.values(index), plane[self.layout.part(index)])
+        return plane
+
+
+@dataclass
+class VotedScaledSigns(_VotedNumbers):
+    """Signs with a factor per tensor and shard; see :class:`ScaledMeanVote`.
+
+    Attributes:
+        answers: float32, ``[workers, tensors]``: each owner's factor of the part that it owns.
+        shard: bytes of a plane that each rank owns.
+    """
+
+    answers: Tensor | None = None
+    shard: int = 0
+
+    @override
+    def values(self, index: int) -> Tensor:
+        assert self.answers is not None
+        values = self.signs(index)
+        flat, start = values.view(-1), self.layout.offsets[index]
+        for owner, factors in enumerate(self.answers.tolist()):
+            first, last = (max(0, (owner + k) * self.shard - start) * 8 for k in (0, 1))
+            flat[first:last].mul_(factors[index])
+        return values

@@ -28,6 +28,7 @@ ZERO_RULES: Sequence[str] = get_args(ZeroRule)
 
 # streams of random bits, see lightning_signvr.signs.random_bits
 TIE_STREAM = 0
+SERVER_STREAM = 4 << 32  # an owner's randomized outcomes
 
 
 def zero_stream(worker: int) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
-from lightning_signvr.voting.decisions import Decided, Server, ShardBallots, decide_by_scaled_mean
+from lightning_signvr.voting.decisions import ByScaledMean, Server
+from lightning_signvr.voting.exchange import Outcome
 from lightning_signvr.voting.majority import MajorityVote
-from lightning_signvr.voting.result import VotedSigns
+from lightning_signvr.voting.result import VotedScaledSigns, VotedSigns
 
 
 class ScaledMeanVote(MajorityVote):
@@ -32,28 +35,28 @@ class ScaledMeanVote(MajorityVote):
         tensor([-1.,  1.])
     """
 
-    _server: Server | None = None
-
-    def __call__(
-        self, directions: Sequence[Tensor | None], like: Sequence[Tensor] | None = None
-    ) -> VotedSigns:
+    @override
+    def __call__(self, *args: Any, **kwargs: Any) -> VotedSigns:
         """Not for this vote: it needs scales and a server."""
         raise TypeError("ScaledMeanVote is called with scales and a server: use its cast()")
 
     def cast(
         self,
-        directions: Sequence[Tensor | None],
+        directions: Iterable[Tensor | None],
         scales: Sequence[float],
         server: Server,
         like: Sequence[Tensor] | None = None,
+        scaled_answer: bool = False,
     ) -> VotedSigns:
         """Vote; a collective: every rank must call it equally often.
 
         Args:
             directions, like: as for :class:`MajorityVote`.
-            scales: one per tensor, at least 0; rounded to float32 on the way.
+            scales: one per tensor, at least 0; rounded to float32 on the way. Read after the directions.
             server: see :data:`~lightning_signvr.voting.decisions.Server`; called for each part of a
                 tensor in the own shard.
+            scaled_answer: whether ``server`` returns a factor too. It comes back with the signs, a float32
+                per tensor and rank, and is part of what ``add_to_`` adds.
 
         Returns:
             The signs that came back, the same on all ranks.
@@ -61,14 +64,10 @@ class ScaledMeanVote(MajorityVote):
         Raises:
             TypeError, ValueError, RuntimeError: as for :class:`MajorityVote`.
         """
-        if len(scales) != len(directions):
-            raise ValueError(f"scales has {len(scales)} numbers for {len(directions)} directions")
-        self._server = server
-        try:
-            return self._vote(directions, like, scales)
-        finally:
-            self._server = None
+        return self._vote(directions, like, scales, ByScaledMean(server, scaled_answer))
 
-    def _decide(self, ballots: ShardBallots) -> Decided:
-        assert self._server is not None
-        return decide_by_scaled_mean(ballots, self._server)
+    @override
+    def _result(self, outcome: Outcome, fields: dict[str, Any]) -> VotedSigns:
+        if outcome.answers is None:
+            return super()._result(outcome, fields)
+        return VotedScaledSigns(**fields, answers=outcome.answers, shard=outcome.shard)

@@ -68,7 +68,11 @@ class Traffic:
         try:
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            self.add_seconds(phase, time.perf_counter() - start)
+
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        """Add to ``seconds[phase]``."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
 def wait(work: dist.Work | None) -> None:

@@ -227,7 +227,7 @@ def test_other_votes_are_refused() -> None:
         EFSignum([weight], vote=MajorityVote())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="use its cast"):
         ScaledMeanVote()([weight])
-    with pytest.raises(ValueError, match="scales has 2 numbers for 1 directions"):
+    with pytest.raises(ValueError, match="scales has 2 numbers for 1 tensors"):
         ScaledMeanVote().cast([weight], [1.0, 2.0], lambda index, elements, size, mean: mean)
 
 

@@ -47,14 +47,22 @@ def test_directions_without_signs_are_named(direction, reason):
     ("directions", "like", "reason"),
     [
         ([None], None, "directions holds None.*pass the parameters as `like`"),
-        ([None], [torch.zeros(1)] * 2, "like has 2 tensors, directions has 1"),
+        ([None], [torch.zeros(1)] * 2, "directions has 1 tensors, like has 2"),
         (
             [None, torch.zeros(2, 3)],
             [torch.zeros(1), torch.zeros(3, 2)],
             r"directions\[1\] has shape \(2, 3\), like\[1\] has \(3, 2\)",
         ),
-        ([torch.zeros(1), torch.zeros(1, device="meta")], None, "one device, got cpu, meta"),
-        ([torch.zeros(1, device="meta")], [torch.zeros(1)], "one device, got cpu, meta"),
+        (
+            [torch.zeros(1), torch.zeros(1, device="meta")],
+            None,
+            "one device, got cpu, meta",
+        ),
+        (
+            [torch.zeros(1, device="meta")],
+            [torch.zeros(1)],
+            r"directions\[0\] is on meta, the vote is on cpu",
+        ),
     ],
 )
 def test_directions_that_do_not_fit_together(directions, like, reason):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,8 +37,40 @@ def test_ballot_header_round_trip(step, digest, room, missing):
 @given(counts, rooms)
 def test_outcome_header_round_trip(tallied, room):
     header = OutcomeHeader(tallied, room)
-    assert len(header.to_bytes()) == OutcomeHeader.SIZE
+    assert len(header.to_bytes()) == OutcomeHeader.size()
     assert OutcomeHeader.from_bytes(header.to_bytes(), 0, 2**43) == header
+
+
+@given(counts, rooms, st.lists(st.floats(0, 2**99, width=32), max_size=9), st.lists(numbers, max_size=9))
+def test_outcome_header_round_trip_with_extras(tallied, room, scales, details):
+    header = OutcomeHeader(tallied, room, scales, np.array(details, np.int64) if details else None)
+    data = header.to_bytes()
+    sizes = len(scales), True, len(details)
+    assert len(data) == OutcomeHeader.size(*sizes)
+    read = OutcomeHeader.from_bytes(data, 0, 2**43, *sizes)
+    assert (read.counts, read.room, read.scales) == (tallied, room, scales)
+    assert (details or None) == (None if read.details is None else read.details.tolist())
+
+
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
+def test_an_answer_that_is_no_scale_is_refused(scale):
+    data = OutcomeHeader(Counts(), 0, [1.0, scale]).to_bytes()
+    with pytest.raises(RuntimeError, match="rank 2 answers with a scale that is negative or not finite"):
+        OutcomeHeader.from_bytes(data, 2, 64, 2, True)
+
+
+def test_negative_details_are_refused():
+    data = OutcomeHeader(Counts(), 0, None, np.array([3, -1], np.int64)).to_bytes()
+    with pytest.raises(RuntimeError, match="rank 2 sent details of a vote that cannot be"):
+        OutcomeHeader.from_bytes(data, 2, 64, num_details=2)
+
+
+@pytest.mark.parametrize("detailed", [False, True])
+def test_all_ranks_ask_for_details_or_none(detailed):
+    data = BallotHeader(7, 5, 0, [True], detailed=not detailed).to_bytes()
+    theirs = "does not ask" if detailed else "asks"
+    with pytest.raises(RuntimeError, match=f"rank 2 {theirs} for the details .* same callbacks"):
+        BallotHeader.from_bytes(data, 1, 2, 7, 5, 64, False, detailed)
 
 
 @given(st.integers(0, 191), flags)
@@ -60,7 +93,7 @@ def test_garbage_is_no_ballot(data):
         BallotHeader.from_bytes(data, 10, 1, 0, 0, 64)
 
 
-@given(st.binary(min_size=OutcomeHeader.SIZE, max_size=OutcomeHeader.SIZE))
+@given(st.binary(min_size=OutcomeHeader.size(), max_size=OutcomeHeader.size()))
 def test_garbage_is_refused_or_a_possible_outcome(data):
     read = result_or_complaint(lambda: OutcomeHeader.from_bytes(data, 1, 64))
     if isinstance(read, str):

@@ -183,7 +183,7 @@ def test_a_lone_worker_follows_its_own_sign_and_sends_nothing():
     assert tell(vote, 0) == expected_story(1, ties="zero", seed=SEED)
     assert vote.workers == 1
     assert (vote.traffic.bytes_sent, vote.traffic.bytes_received, vote.traffic.collectives) == (0, 0, 0)
-    assert vote.traffic.seconds.keys() >= {"pack", "tally"}
+    assert vote.traffic.seconds.keys() == {"pack"}  # nothing to count
 
 
 def test_add_to_moves_what_was_voted_on_and_only_that():
