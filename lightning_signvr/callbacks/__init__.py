@@ -1,6 +1,21 @@
-"""Layer 7: what people look at, and what a method needs around the training loop."""
+"""Layer 7: Lightning callbacks: what to log, what to check, what to say."""
 
+from lightning_signvr.callbacks.communication import CommunicationMonitor
+from lightning_signvr.callbacks.gradient_norm import GradientNormMonitor
 from lightning_signvr.callbacks.monitor import SignVoteMonitor
+from lightning_signvr.callbacks.replica_check import ReplicaCheck
+from lightning_signvr.callbacks.sign_agreement import SignAgreementMonitor
 from lightning_signvr.callbacks.snapshot import SnapshotGradient
+from lightning_signvr.callbacks.variance_reduction import VarianceReductionMonitor
+from lightning_signvr.callbacks.vote_autopsy import VoteAutopsy
 
-__all__ = ["SignVoteMonitor", "SnapshotGradient"]
+__all__ = [
+    "CommunicationMonitor",
+    "GradientNormMonitor",
+    "ReplicaCheck",
+    "SignAgreementMonitor",
+    "SignVoteMonitor",
+    "SnapshotGradient",
+    "VarianceReductionMonitor",
+    "VoteAutopsy",
+]

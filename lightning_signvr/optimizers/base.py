@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from lightning_signvr.estimators import Estimator
 from lightning_signvr.optimizers.checks import check_at_least_zero
 from lightning_signvr.signs import check_signable
-from lightning_signvr.voting import MajorityVote, VotedSigns
+from lightning_signvr.voting import MajorityVote, ScaledMeanVote, VotedSigns
 
 OWNER: Any = "owner"
 """Key in an optimizer's state for what this rank keeps as the owner of a shard."""
@@ -45,6 +45,8 @@ class SignOptimizer(Optimizer):
         vote: what decides; its ``traffic`` and ``last`` tell what happened.
         vote_is_default: whether no vote was passed.
         vote_class: the kind of vote that the method needs.
+        observers: called with each parameter that has a gradient and this worker's estimate for it, in the
+            order of the votes; monitors look at a step that way. Not copied or pickled.
 
     Raises:
         ValueError: a hyper-parameter out of range, with its name.
@@ -52,6 +54,7 @@ class SignOptimizer(Optimizer):
     """
 
     vote_class: type[MajorityVote] = MajorityVote
+    observers: tuple[Callable[[Tensor, Tensor], None], ...] = ()
 
     def __init__(
         self,
@@ -60,14 +63,23 @@ class SignOptimizer(Optimizer):
         estimator: Estimator,
         vote: MajorityVote | None = None,
     ) -> None:
-        if vote is not None and not isinstance(vote, self.vote_class):
-            raise TypeError(
-                f"vote must be a {self.vote_class.__name__} or None for {type(self).__name__}, got {vote!r}"
-            )
+        self._check_vote(vote)
         self.estimator = estimator
         self.vote_is_default = vote is None
         self.vote = self.vote_class() if vote is None else vote
         super().__init__(params, {**defaults, "step": 0})
+
+    def _check_vote(self, vote: MajorityVote | None) -> None:
+        if vote is None:
+            return
+        method, needed = type(self).__name__, self.vote_class
+        if not isinstance(vote, needed):
+            raise TypeError(f"vote must be a {needed.__name__} or None for {method}, got {vote!r}")
+        if isinstance(vote, ScaledMeanVote) and not issubclass(needed, ScaledMeanVote):
+            raise TypeError(
+                f"vote must not be a ScaledMeanVote for {method}, got {vote!r}: its workers send no scales; "
+                "for a mean of signs use MeanVote, for scaled signs EFSignSGD, EFSignum, EFLion or DVRSign"
+            )
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise where a group's hyper-parameters are out of range; subclasses add theirs."""
@@ -110,7 +122,14 @@ class SignOptimizer(Optimizer):
             if parameter.grad is None:
                 yield None
             else:
-                yield self.encode(self.estimate(parameter, group), group, index)
+                estimate = self.estimate(parameter, group)
+                self.show(parameter, estimate)
+                yield self.encode(estimate, group, index)
+
+    def show(self, parameter: Tensor, estimate: Tensor) -> None:
+        """Let the observers look at an estimate, which they must not change."""
+        for observe in self.observers:
+            observe(parameter, estimate)
 
     def cast(self, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]) -> VotedSigns:
         """Vote on all parameters at once; a collective."""
@@ -196,5 +215,5 @@ class SignOptimizer(Optimizer):
             self.state[OWNER] = {name: value.clone() for name, value in self.state[OWNER].items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        extra = ("estimator", "vote", "vote_is_default")
+        extra = ("estimator", "vote", "vote_class", "vote_is_default")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in extra}}

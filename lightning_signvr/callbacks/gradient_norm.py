@@ -1,0 +1,113 @@
+"""Norms of the gradients and of what the optimizers make of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_signvr.callbacks.watching import Monitor, layers_of, numbered, voted_parameters
+from lightning_signvr.optimizers import SignOptimizer
+
+NORMS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
+
+
+class GradientNormMonitor(Monitor):
+    """Log norms of each worker's own gradient, unscaled and before clipping, as means over the workers.
+
+    ==============================  ==================================================================
+    key                             value
+    ==============================  ==================================================================
+    ``grad_norm/local``             l2 norm
+    ``grad_norm/local_l1``          l1 norm: what the theorems of sign methods bound
+    ``grad_norm/local_linf``        largest magnitude
+    ``grad_norm/estimate``          l2 norm of the estimate whose sign is voted on, for our optimizers
+    ``grad_norm/layer/<name>``      l2 norm of one layer, with ``per_layer``
+    ==============================  ==================================================================
+
+    With several optimizers the number of the optimizer is appended. Works with any strategy.
+
+    Args:
+        norms: which of ``"l1"``, ``"l2"``, ``"linf"``.
+        per_layer: whether each layer's norm is logged too; a layer is a module with parameters of its own.
+
+    Raises:
+        ValueError: an unknown norm.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[GradientNormMonitor(per_layer=True)])  # doctest: +SKIP
+    """
+
+    def __init__(self, norms: Sequence[str] = ("l1", "l2", "linf"), per_layer: bool = False) -> None:
+        for name in norms:
+            if name not in NORMS:
+                raise ValueError(f"norms must be among {', '.join(map(repr, NORMS))}, got {name!r}")
+        self.norms = tuple(norms)
+        self.per_layer = per_layer
+        self._values: dict[str, float | None] = {}
+        self._squares: dict[str, list[float]] = {}  # of the estimates of this step
+        self._layers: list[dict[str, list[int]]] = []
+
+    @override
+    def start(self, trainer: Trainer, module: LightningModule) -> None:
+        super().start(trainer, module)
+        self._layers = [layers_of(item, module) for item in trainer.optimizers] if self.per_layer else []
+
+    def _forget(self, trainer: Trainer) -> None:
+        """Unknown, under the keys that all workers have."""
+        self._values = {}
+        count = len(trainer.optimizers)
+        for number, optimizer in enumerate(trainer.optimizers):
+            keys = [_key(name) for name in self.norms]
+            if isinstance(getattr(optimizer, "_optimizer", optimizer), SignOptimizer):
+                keys.append("grad_norm/estimate")
+            if self.per_layer:
+                keys += [f"grad_norm/layer/{name}" for name in self._layers[number]]
+            self._values.update({numbered(key, number, count): None for key in keys})
+
+    @override
+    def before_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        if not self._values:
+            self._forget(trainer)
+        plain = [getattr(item, "_optimizer", item) for item in trainer.optimizers]
+        number, count = plain.index(optimizer), len(plain)
+        gradients = [p.grad for p in voted_parameters(optimizer)]
+        for name in self.norms:
+            value = norm((g for g in gradients if g is not None), NORMS[name])
+            self._values[numbered(_key(name), number, count)] = value
+        if self.per_layer:
+            for layer, indices in self._layers[number].items():
+                own = (g for g in (gradients[index] for index in indices) if g is not None)
+                self._values[numbered(f"grad_norm/layer/{layer}", number, count)] = norm(own, 2.0)
+        if isinstance(optimizer, SignOptimizer):
+            squares = self._squares[numbered("grad_norm/estimate", number, count)] = []
+            self.observe(optimizer, lambda _, estimate: squares.append(norm([estimate], 2.0) ** 2))
+
+    @override
+    def of_this_worker(self, trainer: Trainer, outputs: Any) -> dict[str, float | None]:
+        if not self._values:
+            self._forget(trainer)  # no step was taken here
+        self._values.update({key: math.sqrt(sum(squares)) for key, squares in self._squares.items()})
+        values, self._values, self._squares = self._values, {}, {}
+        return values
+
+
+def _key(name: str) -> str:
+    return "grad_norm/local" if name == "l2" else f"grad_norm/local_{name}"
+
+
+def norm(tensors: Iterable[Tensor], order: float) -> float:
+    """Norm of all tensors together; 0 for none.
+
+    Example:
+        >>> norm([torch.tensor([3.0]), torch.tensor([[-4.0]])], 2.0)
+        5.0
+    """
+    norms = [torch.linalg.vector_norm(each.detach(), order, dtype=torch.float32) for each in tensors]
+    return float(torch.linalg.vector_norm(torch.stack(norms), order)) if norms else 0.0

@@ -1,0 +1,158 @@
+"""How far the workers' votes agree: in total, by layer, by worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_signvr.callbacks.tensorboard import HeatMap, writers_of
+from lightning_signvr.callbacks.watching import Monitor, is_logging_step, layers_of, numbered
+from lightning_signvr.signs import Counts, count_ones
+from lightning_signvr.voting import MajorityVote, VoteDetails
+
+
+class SignAgreementMonitor(Monitor):
+    """Log how far the workers' votes agree. Nothing is exchanged for it but what rides on the vote itself.
+
+    =====================================  ===========================================================
+    key                                    value
+    =====================================  ===========================================================
+    ``sign_vote/agreement``                mean of ``|sum of signs| / voters``: 1 if all agree, about
+                                           ``0.8 / sqrt(n)`` for the noise of n coins
+    ``sign_vote/tie_rate``                 share of the coordinates that were tied
+    ``sign_vote/abstain_rate``             share of the votes that were not cast
+    ``sign_vote/flip_rate``                share of the outcomes that differ from the step before
+    ``sign_vote/agreement/<layer>``        agreement within a layer, with ``per_layer``
+    ``sign_vote/worker_agreement/<rank>``  share of a worker's votes that the outcome agrees with, with
+                                           ``per_worker``: far below the others' is a broken, mislabelled
+                                           or hostile one
+    =====================================  ===========================================================
+
+    In TensorBoard also ``sign_vote/margin``, the histogram of ``|sum of signs|``, and at the end, where
+    matplotlib is there, the layers' agreement over time as a heat map. With several optimizers the number of
+    the optimizer is appended to the keys.
+
+    Args:
+        per_layer: whether to look at each layer; a layer is a module with parameters of its own.
+        per_worker: whether to look at each worker.
+        flips: whether to compare with the step before; keeps a bit per parameter.
+
+    Example:
+        >>> trainer = Trainer(strategy="sign_vote", callbacks=[SignAgreementMonitor()])  # doctest: +SKIP
+    """
+
+    needs_votes = True
+
+    def __init__(self, per_layer: bool = True, per_worker: bool = True, flips: bool = True) -> None:
+        self.per_layer, self.per_worker, self.flips = per_layer, per_worker, flips
+        self._layers: list[dict[str, list[int]]] = []
+        self._before: dict[int, tuple[int, Tensor, Tensor | None]] = {}
+        self._heat_map = HeatMap("sign_vote/agreement by layer")
+
+    @override
+    def start(self, trainer: Trainer, module: LightningModule) -> None:
+        super().start(trainer, module)
+        self._layers = [layers_of(item, module) for item in trainer.optimizers]
+        self._before = {}
+        self._heat_map.clear()
+
+    @override
+    def before_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        for vote in self._votes:
+            vote.detailed = self.per_layer or self.per_worker
+
+    @override
+    def after_step(self, trainer: Trainer) -> None:
+        for number, vote in enumerate(self._votes):
+            vote.detailed = False
+            self._before.pop(number, None)
+            if self.flips and vote.last is not None and is_logging_step(trainer, ahead=1):
+                undecided = vote.last.undecided
+                kept = None if undecided is None else undecided.clone()
+                self._before[number] = vote.step, vote.last.negative.clone(), kept
+
+    @override
+    def of_all_workers(self, trainer: Trainer) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for number, vote in enumerate(self._votes):
+            voted = vote.last
+            if voted is None:
+                continue
+            found = {
+                "agreement": voted.agreement,
+                "tie_rate": voted.tie_rate,
+                "abstain_rate": voted.abstain_rate,
+            }
+            if self.flips:
+                found.update(self._flips(number, vote))
+            if voted.details is not None:
+                found.update(self._closer(voted.details, self._layers[number]))
+            for key, value in found.items():
+                values[numbered(f"sign_vote/{key}", number, len(self._votes))] = value
+        return values
+
+    def _flips(self, number: int, vote: MajorityVote) -> dict[str, float]:
+        step, negative, undecided = self._before.get(number, (-1, None, None))
+        voted = vote.last
+        if voted is None or negative is None or step + 1 != vote.step or len(negative) != len(voted.negative):
+            return {}
+        still = torch.zeros_like(negative)
+        for plane in (undecided, voted.undecided):
+            if plane is not None:
+                still |= plane
+        decided = voted.layout.num_parameters - count_ones(still)
+        flips = count_ones((negative ^ voted.negative) & ~still)
+        return {"flip_rate": flips / decided} if decided else {}
+
+    def _closer(self, details: VoteDetails, layers: dict[str, list[int]]) -> dict[str, float]:
+        values = {}
+        if self.per_layer:
+            values = {f"agreement/{name}": _agreement(details.counts_of(ids)) for name, ids in layers.items()}
+        if self.per_worker:
+            pairs = enumerate(details.worker_agreement)
+            values.update({f"worker_agreement/{rank}": share for rank, share in pairs})
+        return values
+
+    @override
+    def show(self, trainer: Trainer, step: int) -> None:
+        for number, vote in enumerate(self._votes):
+            if vote.last is None or vote.last.details is None:
+                continue
+            details = vote.last.details
+            if number == 0 and self.per_layer:
+                layers = self._layers[0].items()
+                self._heat_map.add(step, {name: _agreement(details.counts_of(ids)) for name, ids in layers})
+            for writer in writers_of(trainer):
+                tag = numbered("sign_vote/margin", number, len(self._votes))
+                _write_histogram(writer, tag, details.margins.sum(0), step)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for writer in writers_of(trainer):
+            self._heat_map.write(writer)
+
+
+def _agreement(counts: Counts) -> float:
+    return counts.margin / counts.votes if counts.votes else float("nan")
+
+
+def _write_histogram(writer: Any, tag: str, counts: np.ndarray[Any, np.dtype[np.int64]], step: int) -> None:
+    margins = np.arange(len(counts))
+    total = float(counts.sum())
+    writer.add_histogram_raw(
+        tag,
+        min=0.0,
+        max=float(margins[-1]),
+        num=total,
+        sum=float((margins * counts).sum()),
+        sum_squares=float((margins**2 * counts).sum()),
+        bucket_limits=(margins + 0.5).tolist(),
+        bucket_counts=counts.tolist(),
+        global_step=step,
+    )
