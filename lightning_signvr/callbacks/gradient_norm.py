@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_signvr.callbacks.watching import Monitor, layers_of, numbered, voted_parameters
+from lightning_signvr.metrics.gradient_norm import total_norm
 from lightning_signvr.optimizers import SignOptimizer
 
 NORMS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
@@ -79,15 +78,15 @@ class GradientNormMonitor(Monitor):
         number, count = plain.index(optimizer), len(plain)
         gradients = [p.grad for p in voted_parameters(optimizer)]
         for name in self.norms:
-            value = norm((g for g in gradients if g is not None), NORMS[name])
+            value = float(total_norm(gradients, NORMS[name]))
             self._values[numbered(_key(name), number, count)] = value
         if self.per_layer:
             for layer, indices in self._layers[number].items():
-                own = (g for g in (gradients[index] for index in indices) if g is not None)
-                self._values[numbered(f"grad_norm/layer/{layer}", number, count)] = norm(own, 2.0)
+                value = float(total_norm((gradients[index] for index in indices), 2))
+                self._values[numbered(f"grad_norm/layer/{layer}", number, count)] = value
         if isinstance(optimizer, SignOptimizer):
             squares = self._squares[numbered("grad_norm/estimate", number, count)] = []
-            self.observe(optimizer, lambda _, estimate: squares.append(norm([estimate], 2.0) ** 2))
+            self.observe(optimizer, lambda _, estimate: squares.append(float(total_norm([estimate], 2)) ** 2))
 
     @override
     def of_this_worker(self, trainer: Trainer, outputs: Any) -> dict[str, float | None]:
@@ -100,14 +99,3 @@ class GradientNormMonitor(Monitor):
 
 def _key(name: str) -> str:
     return "grad_norm/local" if name == "l2" else f"grad_norm/local_{name}"
-
-
-def norm(tensors: Iterable[Tensor], order: float) -> float:
-    """Norm of all tensors together; 0 for none.
-
-    Example:
-        >>> norm([torch.tensor([3.0]), torch.tensor([[-4.0]])], 2.0)
-        5.0
-    """
-    norms = [torch.linalg.vector_norm(each.detach(), order, dtype=torch.float32) for each in tensors]
-    return float(torch.linalg.vector_norm(torch.stack(norms), order)) if norms else 0.0

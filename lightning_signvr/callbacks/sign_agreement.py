@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_signvr.callbacks.tensorboard import HeatMap, writers_of
 from lightning_signvr.callbacks.watching import Monitor, is_logging_step, layers_of, numbered
-from lightning_signvr.signs import Counts, count_ones
-from lightning_signvr.voting import MajorityVote, VoteDetails
+from lightning_signvr.metrics import FlipRate
+from lightning_signvr.signs import Counts
+from lightning_signvr.voting import MajorityVote, VoteDetails, VotedSigns
 
 
 class SignAgreementMonitor(Monitor):
@@ -52,14 +51,14 @@ class SignAgreementMonitor(Monitor):
     def __init__(self, per_layer: bool = True, per_worker: bool = True, flips: bool = True) -> None:
         self.per_layer, self.per_worker, self.flips = per_layer, per_worker, flips
         self._layers: list[dict[str, list[int]]] = []
-        self._before: dict[int, tuple[int, Tensor, Tensor | None]] = {}
+        self._flip_rates: dict[int, tuple[int, FlipRate]] = {}  # with the vote before the logged one
         self._heat_map = HeatMap("sign_vote/agreement by layer")
 
     @override
     def start(self, trainer: Trainer, module: LightningModule) -> None:
         super().start(trainer, module)
         self._layers = [layers_of(item, module) for item in trainer.optimizers]
-        self._before = {}
+        self._flip_rates = {}
         self._heat_map.clear()
 
     @override
@@ -71,11 +70,11 @@ class SignAgreementMonitor(Monitor):
     def after_step(self, trainer: Trainer) -> None:
         for number, vote in enumerate(self._votes):
             vote.detailed = False
-            self._before.pop(number, None)
+            self._flip_rates.pop(number, None)
             if self.flips and vote.last is not None and is_logging_step(trainer, ahead=1):
-                undecided = vote.last.undecided
-                kept = None if undecided is None else undecided.clone()
-                self._before[number] = vote.step, vote.last.negative.clone(), kept
+                flip_rate = FlipRate()
+                flip_rate.update(vote.last)
+                self._flip_rates[number] = vote.step, flip_rate
 
     @override
     def of_all_workers(self, trainer: Trainer) -> dict[str, float]:
@@ -90,25 +89,19 @@ class SignAgreementMonitor(Monitor):
                 "abstain_rate": voted.abstain_rate,
             }
             if self.flips:
-                found.update(self._flips(number, vote))
+                found.update(self._flips(number, vote, voted))
             if voted.details is not None:
                 found.update(self._closer(voted.details, self._layers[number]))
             for key, value in found.items():
                 values[numbered(f"sign_vote/{key}", number, len(self._votes))] = value
         return values
 
-    def _flips(self, number: int, vote: MajorityVote) -> dict[str, float]:
-        step, negative, undecided = self._before.get(number, (-1, None, None))
-        voted = vote.last
-        if voted is None or negative is None or step + 1 != vote.step or len(negative) != len(voted.negative):
+    def _flips(self, number: int, vote: MajorityVote, voted: VotedSigns) -> dict[str, float]:
+        step, flip_rate = self._flip_rates.get(number, (-1, None))
+        if flip_rate is None or vote.step != step + 1:  # no vote in the step before, or none in this one
             return {}
-        still = torch.zeros_like(negative)
-        for plane in (undecided, voted.undecided):
-            if plane is not None:
-                still |= plane
-        decided = voted.layout.num_parameters - count_ones(still)
-        flips = count_ones((negative ^ voted.negative) & ~still)
-        return {"flip_rate": flips / decided} if decided else {}
+        flip_rate.update(voted)
+        return {"flip_rate": float(flip_rate.compute())} if flip_rate.compared else {}
 
     def _closer(self, details: VoteDetails, layers: dict[str, list[int]]) -> dict[str, float]:
         values = {}
