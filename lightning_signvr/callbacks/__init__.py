@@ -4,6 +4,7 @@ from lightning_signvr.callbacks.communication import CommunicationMonitor
 from lightning_signvr.callbacks.gradient_norm import GradientNormMonitor
 from lightning_signvr.callbacks.monitor import SignVoteMonitor
 from lightning_signvr.callbacks.replica_check import ReplicaCheck
+from lightning_signvr.callbacks.second_gradient import SecondGradient
 from lightning_signvr.callbacks.sign_agreement import SignAgreementMonitor
 from lightning_signvr.callbacks.snapshot import SnapshotGradient
 from lightning_signvr.callbacks.variance_reduction import VarianceReductionMonitor
@@ -13,6 +14,7 @@ __all__ = [
     "CommunicationMonitor",
     "GradientNormMonitor",
     "ReplicaCheck",
+    "SecondGradient",
     "SignAgreementMonitor",
     "SignVoteMonitor",
     "SnapshotGradient",

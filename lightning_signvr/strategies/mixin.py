@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_signvr.amp import SharedGradScaler
-from lightning_signvr.optimizers import AnchoredOptimizer, SignOptimizer, vote_gradients
+from lightning_signvr.optimizers import SignOptimizer, vote_gradients
 from lightning_signvr.optimizers.rank_states import own_rank_state, with_rank_states
 from lightning_signvr.strategies.module_state import average_buffers, broadcast_state
 from lightning_signvr.strategies.replaying import ReplayMixin
@@ -143,8 +142,6 @@ class SignVoteMixin(ReplayMixin):
         if isinstance(optimizer, SignOptimizer):
             if optimizer.vote_is_default:
                 optimizer.vote = optimizer.vote_class(**self._rules)
-            if isinstance(optimizer, AnchoredOptimizer):
-                optimizer.replays_closures = False  # this strategy does, without hooks and logs
             return optimizer.vote
         vote = MajorityVote(**self._rules)
         self._hooks.append(vote_gradients(optimizer, vote))
@@ -165,13 +162,6 @@ class SignVoteMixin(ReplayMixin):
     def teardown(self) -> None:
         self._remove_hooks()
         super().teardown()
-
-    @override
-    def setup_precision_plugin(self) -> None:
-        scaler = getattr(self.precision_plugin, "scaler", None)
-        if scaler is not None and not isinstance(scaler, SharedGradScaler):
-            self.precision_plugin.scaler = SharedGradScaler.like(scaler)  # type: ignore[attr-defined]
-        super().setup_precision_plugin()
 
     # -- buffers ----------------------------------------------------------------------------------
 

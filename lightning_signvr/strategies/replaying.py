@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +14,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_signvr.amp import SharedGradScaler
 from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.replay import Replay, Surroundings
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from lightning.pytorch.plugins import Precision
     from lightning.pytorch.strategies import DDPStrategy as _Base
 else:
-    _Base = object
+    _Base = ABC  # Lightning's own Strategy has it: so Python lets an existing strategy take on this class
+
+
+@dataclass(frozen=True)
+class _Microbatch:
+    """What ``training_step`` was called with, and what was around it then."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    before: Surroundings
+    ddp_sends_buffers: bool | None  # None where the module is not wrapped in DDP
 
 
 class ReplayMixin(_Base):
@@ -28,17 +42,18 @@ class ReplayMixin(_Base):
     With automatic optimization that happens after the normal backward pass, for every microbatch; with
     manual optimization, where ``optimizer.step(closure)`` runs its closure. The second pass logs
     nothing, calls no hooks and leaves no trace but the gradients. It costs nothing for optimizers
-    without anchors.
+    without anchors. Where the module is wrapped in DDP, the second pass goes through the wrapper too, so
+    that its gradients are averaged over the ranks like the others.
+
+    It has no ``__init__``: :class:`~lightning_signvr.callbacks.SecondGradient` mixes it into a strategy that
+    exists already.
 
     Attributes:
         in_replay: whether a second pass is running; a ``training_step`` with side effects may ask.
     """
 
     in_replay: bool = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._microbatch: tuple[tuple[Any, ...], dict[str, Any], Surroundings] | None = None
+    _microbatch: _Microbatch | None = None
 
     # -- automatic optimization -------------------------------------------------------------------
 
@@ -48,7 +63,9 @@ class ReplayMixin(_Base):
         if not self.in_replay and any(_is_anchored(optimizer) for optimizer in self.optimizers):
             # new containers around the same tensors, since a training_step may pop from its batch
             args_kept, kwargs_kept = apply_to_collection((args, kwargs), Tensor, lambda tensor: tensor)
-            self._microbatch = args_kept, kwargs_kept, Surroundings.capture(self.lightning_module)
+            before = Surroundings.capture(self.lightning_module)
+            ddp_sends_buffers = getattr(self.model, "require_forward_param_sync", None)
+            self._microbatch = _Microbatch(args_kept, kwargs_kept, before, ddp_sends_buffers)
         return super().training_step(*args, **kwargs)
 
     @override
@@ -61,11 +78,16 @@ class ReplayMixin(_Base):
             return closure_loss.detach()
         loss: Tensor = super().backward(closure_loss, optimizer, *args, **kwargs)
         if self._microbatch is not None and self.lightning_module.automatic_optimization:
-            step_args, step_kwargs, before = self._microbatch
-            self._microbatch = None
-            parts = self.lightning_module.trainer.accumulate_grad_batches
-            self._replay(optimizer, before, lambda: self._forward_and_backward(step_args, step_kwargs, parts))
+            microbatch, self._microbatch = self._microbatch, None
+            self._replay(optimizer, microbatch.before, lambda: self._repeat(microbatch))
         return loss
+
+    def _repeat(self, microbatch: _Microbatch) -> None:
+        assert self.lightning_module is not None
+        if microbatch.ddp_sends_buffers is not None:  # rank 0's, before the first microbatch of a step
+            self.model.require_forward_param_sync = microbatch.ddp_sends_buffers  # type: ignore[union-attr]
+        parts = self.lightning_module.trainer.accumulate_grad_batches
+        self._forward_and_backward(microbatch.args, microbatch.kwargs, parts)
 
     def _forward_and_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any], divisor: float) -> None:
         output = self.training_step(*args, **kwargs)
@@ -80,7 +102,9 @@ class ReplayMixin(_Base):
     def _backward_without_hooks(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         assert self.lightning_module is not None
         scaler = getattr(self.precision_plugin, "scaler", None)
+        self.pre_backward(loss)  # prepares DDP where optimization is manual
         self.lightning_module.backward(loss if scaler is None else scaler.scale(loss), *args, **kwargs)
+        self.post_backward(loss)
 
     def _replay(self, optimizer: Any, before: Surroundings, evaluate: Callable[[], object]) -> None:
         assert self.lightning_module is not None
@@ -119,10 +143,10 @@ class ReplayMixin(_Base):
     ) -> Any:
         assert self.lightning_module is not None
         if not self.lightning_module.automatic_optimization and _is_anchored(optimizer):
-            closure = self._repeated(optimizer, closure)
+            closure = self._twice(optimizer, closure)
         return super().optimizer_step(optimizer, closure, model, **kwargs)
 
-    def _repeated(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _twice(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         def both() -> Any:
             before = Surroundings.capture(self.lightning_module)
             result = closure()
@@ -131,10 +155,20 @@ class ReplayMixin(_Base):
 
         return both
 
-    # -- clipping ---------------------------------------------------------------------------------
+    # -- set-up -----------------------------------------------------------------------------------
+
+    @override
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, AnchoredOptimizer):
+                optimizer.replays_closures = False  # done here, without hooks and logs
 
     @override
     def setup_precision_plugin(self) -> None:
+        scaler = getattr(self.precision_plugin, "scaler", None)
+        if scaler is not None and not isinstance(scaler, SharedGradScaler):  # unscales at anchors too
+            self.precision_plugin.scaler = SharedGradScaler.like(scaler)  # type: ignore[attr-defined]
         super().setup_precision_plugin()
         clip_together(self.precision_plugin)
 
