@@ -68,7 +68,7 @@ class CommunicationMonitor(Monitor):
 class _Reading:
     """A vote's counters at one time."""
 
-    step: int
+    votes: int
     sent: int
     received: int
     seconds: dict[str, float]
@@ -77,7 +77,7 @@ class _Reading:
     @classmethod
     def of(cls, vote: MajorityVote) -> _Reading:
         traffic = vote.traffic
-        return cls(vote.step, traffic.bytes_sent, traffic.bytes_received, dict(traffic.seconds))
+        return cls(traffic.votes, traffic.bytes_sent, traffic.bytes_received, dict(traffic.seconds))
 
 
 class _Meter:
@@ -87,19 +87,19 @@ class _Meter:
         self.vote = vote
         self._start = self._last = _Reading.of(vote)
         self._margin = self._votes = 0
-        self._counted = vote.step
+        self._counted = vote.traffic.votes
 
     def count_agreement(self) -> None:
         """Add the last vote's, if there was one since the last call."""
-        if self.vote.last is not None and self.vote.step != self._counted:
-            self._counted = self.vote.step
+        if self.vote.last is not None and self.vote.traffic.votes != self._counted:
+            self._counted = self.vote.traffic.votes
             self._margin += self.vote.last.counts.margin
             self._votes += self.vote.last.counts.votes
 
     def _per_step(self, since: _Reading) -> dict[str, float]:
         assert self.vote.last is not None
         parameters = max(1, self.vote.last.layout.num_parameters)
-        steps = self.vote.step - since.step
+        steps = self.vote.traffic.votes - since.votes
         sent = (self.vote.traffic.bytes_sent - since.sent) / steps
         bits = sent * 8 / parameters
         received = (self.vote.traffic.bytes_received - since.received) / steps
@@ -117,12 +117,12 @@ class _Meter:
     def since_last_log(self) -> dict[str, float]:
         """What to log; nothing where no vote was cast since."""
         last, now = self._last, _Reading.of(self.vote)
-        steps = now.step - last.step
+        steps = now.votes - last.votes
         if steps == 0 or self.vote.last is None:
             return {}
         self._last = now
         values = self._per_step(last)
-        ring = self._ring_bits(32) / 8 * self.vote.last.layout.num_parameters * (now.step - self._start.step)
+        ring = self._ring_bits(32) / 8 * self.vote.last.layout.num_parameters * (now.votes - self._start.votes)
         values["saved_gb"] = (ring - (now.sent - self._start.sent)) / 1e9
         phases = {key: (total - last.seconds.get(key, 0.0)) / steps for key, total in now.seconds.items()}
         values["seconds"] = sum(phases.values())
@@ -131,7 +131,7 @@ class _Meter:
         return values
 
     def summary(self) -> dict[str, float]:
-        if self.vote.step == self._start.step or self.vote.last is None:
+        if self.vote.traffic.votes == self._start.votes or self.vote.last is None:
             return {}
         agreement = self._margin / self._votes if self._votes else float("nan")
         return {"agreement": agreement, **self._per_step(self._start)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +12,19 @@ from typing_extensions import override
 from lightning_signvr.optimizers.base import SignOptimizer
 from lightning_signvr.optimizers.checks import check_above_zero, check_choice
 from lightning_signvr.signs import random_uniform
-from lightning_signvr.signs.encoders import RADIUS_POLICIES, clipped, dither, radius_of
+from lightning_signvr.signs.encoders import (
+    MAGNITUDE_POLICIES,
+    RADIUS_POLICIES,
+    clipped,
+    dither,
+    magnitude_of,
+    merged_magnitudes,
+    radius_of,
+)
+from lightning_signvr.voting import VotedSigns
 from lightning_signvr.voting.rules import encoder_stream
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class RandomizedSigns(SignOptimizer):
@@ -68,30 +80,70 @@ class StochasticSigns(RandomizedSigns):
     """A sign optimizer that votes with ``S_R`` of its direction, ``P[+1] = (1 + v / R) / 2``.
 
     A group's ``radius`` and ``radius_policy`` give ``R``, see :mod:`lightning_signvr.signs.encoders.radius`.
-    State: ``running_maximum`` with the policy ``"running"``.
+    With ``shared_radius`` and the policies ``"max"`` and ``"rms"``, each of several workers sends its
+    direction's magnitude in the vote's header, a float32 per tensor, and *the next* step's radius is made of
+    all of them, on all workers alike. A lone worker has nothing to share: its radius is of the step itself.
+
+    State: ``shared_magnitude``, a float32 without dimensions and equal on all workers, of the last step in
+    which any worker's was not 0; ``running_maximum`` with the policy ``"running"``.
     """
 
-    _running: Tensor | None = None  # of the parameter that was estimated last: encode is called next
+    _parameters: Sequence[Tensor] = ()  # of this step's vote
+    _sent: list[float] | None = None  # their magnitudes on this worker; None where no group shares any
 
     @override
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
         check_above_zero("radius", group["radius"])
         check_choice("radius_policy", group["radius_policy"], RADIUS_POLICIES)
-
-    @override
-    def estimate(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        direction = super().estimate(parameter, group)
-        state = self.state[parameter]
-        if group["radius_policy"] == "running" and "running_maximum" not in state:
-            state["running_maximum"] = torch.zeros_like(direction)
-        self._running = state.get("running_maximum")
-        return direction
+        shared = group["shared_radius"]
+        if shared is not None and not isinstance(shared, bool):
+            raise TypeError(f"shared_radius must be True, False or None, got {shared!r}")
+        if shared and group["radius_policy"] == "running":
+            raise ValueError(
+                'shared_radius must be None or False with radius_policy="running", which has a radius for '
+                'each coordinate, too many to send; for a shared radius use "max" or "rms"'
+            )
 
     @override
     def encode(self, direction: Tensor, group: dict[str, Any], index: int) -> Tensor:
         if direction.numel() == 0:
             return direction
-        radius = radius_of(direction, group["radius_policy"], group["radius"], self._running)
+        radius = self._radius(direction, group, index)
         self.count_clipped(direction, radius)
         return dither(direction, self.uniform(direction, index), radius)
+
+    def _radius(self, direction: Tensor, group: dict[str, Any], index: int) -> float | Tensor:
+        state, policy = self.state[self._parameters[index]], group["radius_policy"]
+        if self._sent is not None and _shares(group):
+            own = magnitude_of(direction, policy)
+            self._sent[index] = min(float(own), _LARGEST)
+            shared: Tensor = state.get("shared_magnitude", own)
+            return shared * float(group["radius"])
+        if policy == "running" and "running_maximum" not in state:
+            state["running_maximum"] = torch.zeros_like(direction)
+        return radius_of(direction, policy, group["radius"], state.get("running_maximum"))
+
+    @override
+    def cast(self, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]) -> VotedSigns:
+        sharing = self.vote.workers > 1 and any(map(_shares, self.param_groups))
+        self._parameters, self._sent = parameters, [0.0] * len(parameters) if sharing else None
+        votes = self.vote(self.directions(parameters, groups), like=parameters, scales=self._sent)
+        if votes.scales is not None:
+            self._keep(votes.scales, parameters, groups)
+        return votes
+
+    def _keep(self, sent: Tensor, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]) -> None:
+        """What the next step's radii are made of, from what all workers sent."""
+        merged = {policy: merged_magnitudes(sent, policy).tolist() for policy in MAGNITUDE_POLICIES}
+        for index, (parameter, group) in enumerate(zip(parameters, groups, strict=True)):
+            magnitude = merged[group["radius_policy"]][index] if _shares(group) else 0
+            if magnitude > 0:
+                self.state[parameter]["shared_magnitude"] = torch.tensor(
+                    magnitude, dtype=torch.float32, device=parameter.device
+                )
+
+
+def _shares(group: dict[str, Any]) -> bool:
+    """Whether a group's radius is made of what all workers sent, where there are several."""
+    return group["radius_policy"] in MAGNITUDE_POLICIES and group["shared_radius"] is not False

@@ -33,6 +33,7 @@ class StoSignSGD(StochasticSigns):
     parameters), and one more with the policy ``"running"``; one gradient per step. ``b`` should be the
     largest ``|g|`` that matters: much larger, and every vote is a coin; much smaller, and this is
     :class:`SignSGD`. ``counts_clipping = True`` and ``clip_fraction`` tell how many coordinates are beyond.
+    Without such a bound, ``"max"`` and ``"rms"`` follow the gradients (or their averages) of all workers.
 
     Args:
         params: parameters or groups.
@@ -42,6 +43,7 @@ class StoSignSGD(StochasticSigns):
             has the double in its place.
         radius_policy: ``"fixed"`` (the papers'), or ``"max"``, ``"rms"``, ``"running"``: see :class:`SSVRMV`.
         weight_decay: decoupled, at least 0.
+        shared_radius: whether ``"max"`` and ``"rms"`` are of all workers' last step: see :class:`SSVRMV`.
         maximize: move uphill.
         vote: None for :class:`~lightning_signvr.voting.MajorityVote` with its defaults; its seed also
             keys the random signs.
@@ -66,6 +68,7 @@ class StoSignSGD(StochasticSigns):
         radius_policy: RadiusPolicy = "fixed",
         weight_decay: float = 0.0,
         *,
+        shared_radius: bool | None = None,
         maximize: bool = False,
         vote: MajorityVote | None = None,
     ) -> None:
@@ -74,6 +77,7 @@ class StoSignSGD(StochasticSigns):
             "momentum": momentum,
             "radius": radius,
             "radius_policy": radius_policy,
+            "shared_radius": shared_radius,
             "weight_decay": weight_decay,
             "maximize": maximize,
         }

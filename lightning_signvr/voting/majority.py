@@ -180,6 +180,7 @@ class MajorityVote:
             fields.update({name: getattr(outcome, name) for name in _COMMON_FIELDS})
             self.last = self._result(outcome, fields)
         self.step += 1
+        self.traffic.votes += 1
         return self.last
 
     def _result(self, outcome: Outcome, fields: dict[str, Any]) -> VotedSigns:

@@ -24,12 +24,14 @@ class Traffic:
         bytes_sent: payload that left this rank.
         bytes_received: payload that came from other ranks.
         collectives: number of collective calls.
+        votes: number of votes that were cast.
         seconds: wall time of each phase, by its name.
     """
 
     bytes_sent: int = 0
     bytes_received: int = 0
     collectives: int = 0
+    votes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def all_to_all(self, output: Tensor, source: Tensor, group: dist.ProcessGroup | None) -> dist.Work | None:

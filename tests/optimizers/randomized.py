@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_signvr import MajorityVote
 from lightning_signvr.optimizers import SignOptimizer
 from lightning_signvr.signs import random_uniform
+from lightning_signvr.voting import MajorityVote, StochasticVote
 from tests.optimizers.problems import SIZE, loss_of
 
 SEED = 11
@@ -22,29 +22,54 @@ LR = 1 / 16
 Make = Callable[..., SignOptimizer]
 
 
-def uniform(rank: int, step: int) -> Tensor:
-    """The documented numbers of a worker at a step, for both parameters."""
-    stream = 2**33 + rank
+def numbers(stream: int, step: int) -> Tensor:
+    """The documented numbers of a stream at a step, for both parameters."""
     drawn = [random_uniform(SEED, step, stream, index, size) for index, size in enumerate(PARTS)]
     return torch.cat(drawn).double()
 
 
+def uniform(rank: int, step: int) -> Tensor:
+    """A worker's."""
+    return numbers(2**33 + rank, step)
+
+
+def drawn_sign(mean: Tensor, uniform: Tensor) -> Tensor:
+    """+1 with probability ``(1 + mean) / 2``, else -1."""
+    return torch.where((1 - uniform) / 2 < (1 + mean) / 2, 1.0, -1.0).double()
+
+
 def stochastic_sign(direction: Tensor, radius: Tensor, rank: int, step: int) -> Tensor:
-    """+1 with probability ``(1 + v / R) / 2``, else -1; 0 where the direction is 0."""
-    probability = (1 + direction / radius) / 2
-    sign = torch.where((1 - uniform(rank, step)) / 2 < probability, 1.0, -1.0).double()
-    return torch.where(direction == 0, 0.0, sign)
+    """``S_R``, which is 0 where the direction is 0."""
+    return torch.where(direction == 0, 0.0, drawn_sign(direction / radius, uniform(rank, step)))
+
+
+def server_sign(ballots: list[Tensor], step: int) -> Tensor:
+    """``S_1`` of the mean; 0 where nobody voted."""
+    votes = torch.stack(ballots)
+    return torch.where(votes.any(0), drawn_sign(votes.mean(0), numbers(2**34, step)), 0.0)
 
 
 def radius_by(policy: str, number: float, direction: Tensor, largest: Tensor) -> Tensor:
-    """Radius of each coordinate, from the table in ``signs/encoders/radius.py``; parts are tensors."""
+    """Radius of each coordinate, from the table in ``signs/encoders/radius.py``; parts are tensors.
+
+    Of a stack of several workers' directions, it is what they share.
+    """
     if policy == "running":
         return number * largest
     parts = []
-    for part in direction.split(PARTS):
+    for part in direction.split(PARTS, dim=-1):
         size = {"fixed": 1.0, "max": part.abs().max(), "rms": part.square().mean().sqrt()}[policy]
         parts.append(torch.full_like(part, number * float(size)))
-    return torch.cat(parts)
+    return torch.cat(parts, dim=-1)
+
+
+def radii_by(
+    policy: str, number: float, directions: list[Tensor], largest: list[Tensor], before: Tensor | None
+) -> list[Tensor]:
+    """Of each worker; where they share, from ``before``, all directions of the last step."""
+    if before is None or policy in ("fixed", "running"):
+        return [radius_by(policy, number, *own) for own in zip(directions, largest, strict=True)]
+    return list(radius_by(policy, number, before, before))
 
 
 def weights_at_zero() -> list[nn.Parameter]:
@@ -69,7 +94,9 @@ def steps(
 
 def train(rank: int, make: Make, options: dict[str, Any], count: int = 50) -> Tensor:
     weights = weights_at_zero()
-    optimizer = make(weights, LR, vote=MajorityVote(ties="positive", seed=SEED), **options)
+    kind = StochasticVote if options.get("option") == 2 else MajorityVote
+    vote = kind(ties="positive", seed=SEED)
+    optimizer = make(weights, LR, vote=vote, **options)
     return steps(weights, optimizer, rank, count)
 
 

@@ -17,7 +17,7 @@ from tests.optimizers.randomized import (
     check_learns,
     check_resumes,
     check_unused_stay,
-    radius_by,
+    radii_by,
     steps,
     stochastic_sign,
     train,
@@ -31,7 +31,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"radius": 8.0, "momentum": 0.5, "weight_decay": 0.5},
     {"radius": 1.0, "radius_policy": "running", "momentum": 0.75},
     {"radius": 1.5, "radius_policy": "rms"},
-    {"radius": 0.5, "radius_policy": "max", "maximize": True},
+    {"radius": 0.5, "radius_policy": "max", "momentum": 0.5, "maximize": True},
+    {"radius": 1.5, "radius_policy": "rms", "shared_radius": False},
 ]
 
 
@@ -42,16 +43,18 @@ def reference(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     maximize: bool = False,
+    shared_radius: bool = True,
 ) -> Tensor:
     """``m = momentum m + (1 - momentum) g``; majority of ``P[+1] = (1 + m / b) / 2``; step."""
-    point = torch.zeros(SIZE, dtype=torch.float64)
+    point, before = torch.zeros(SIZE, dtype=torch.float64), None
     averages, largest = [[torch.zeros(SIZE, dtype=torch.float64)] * workers for _ in range(2)]
     for step in range(STEPS):
-        ballots = []
         for rank in range(workers):
-            averages[rank] = m = momentum * averages[rank] + (1 - momentum) * gradient(point, rank, step)
-            largest[rank] = torch.maximum(largest[rank], m.abs())
-            ballots.append(stochastic_sign(m, radius_by(radius_policy, radius, m, largest[rank]), rank, step))
+            averages[rank] = momentum * averages[rank] + (1 - momentum) * gradient(point, rank, step)
+            largest[rank] = torch.maximum(largest[rank], averages[rank].abs())
+        radii = radii_by(radius_policy, radius, averages, largest, before)
+        before = torch.stack(averages) if shared_radius and workers > 1 else None
+        ballots = [stochastic_sign(averages[rank], radii[rank], rank, step) for rank in range(workers)]
         point = (1 - LR * weight_decay) * point + (LR if maximize else -LR) * majority(ballots)
     return point
 
@@ -62,11 +65,11 @@ def test_one_worker_follows_the_formula_bit_for_bit(options: dict[str, Any]) -> 
 
 
 def train_all(rank: int) -> list[Tensor]:
-    return [train(rank, StoSignSGD, options) for options in OPTIONS[1:4]]
+    return [train(rank, StoSignSGD, options) for options in OPTIONS[1:]]
 
 
 def test_three_workers_follow_the_formula_bit_for_bit() -> None:
-    expected = [reference(3, **options) for options in OPTIONS[1:4]]
+    expected = [reference(3, **options) for options in OPTIONS[1:]]
     for replica in run_workers(train_all, 3):
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(replica, expected, strict=True))
 

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from lightning_signvr.signs import majority, pack_signs, random_uniform, unpack_signs
-from lightning_signvr.signs.encoders import NOISES, clipped, dither, magnitudes, noise_from, radius_of
+from lightning_signvr.signs.encoders import (
+    NOISES,
+    clipped,
+    dither,
+    magnitude_of,
+    magnitudes,
+    merged_magnitudes,
+    noise_from,
+    radius_of,
+)
 from lightning_signvr.voting.rules import TIE_STREAM, encoder_stream, zero_stream
 
 DRAWS = 1 << 20
@@ -186,6 +195,20 @@ def test_one_bad_number_spoils_no_radius(bad: float) -> None:
     running = torch.zeros(3)
     radius_of(direction, "running", 1.0, running)
     assert running.tolist() == [3, 0, 4]
+
+
+def test_magnitudes_of_all_workers_leave_out_those_that_have_none() -> None:
+    sent = torch.tensor([[3.0, 0.0, 0.0, 1e30], [1.0, 2.0, 0.0, 1e30]])
+    torch.testing.assert_close(merged_magnitudes(sent, "max"), torch.tensor([3.0, 2.0, 0.0, 1e30]))
+    torch.testing.assert_close(merged_magnitudes(sent, "rms"), torch.tensor([math.sqrt(5), 2.0, 0.0, 1e30]))
+
+
+def test_a_radius_is_not_rounded_to_16_bits() -> None:
+    direction = torch.tensor([1.0, -1.0]).bfloat16()
+    assert magnitude_of(direction, "max").dtype == torch.float32
+    assert radius_of(direction, "max", 0.999) == torch.tensor(0.999)
+    assert clipped(direction, torch.tensor(0.999)) == 2
+    assert clipped(direction, torch.tensor(1.001)) == 0
 
 
 def test_radius_errors() -> None:

@@ -3,12 +3,15 @@
 ==============  =====================================================================================
 policy          radius of a tensor ``v``, for a number ``r``
 ==============  =====================================================================================
-``"fixed"``     ``r``: the papers' choice, and the only one that is the same on all workers
+``"fixed"``     ``r``, the same on all workers: the papers' choice
 ``"max"``       ``r * max |v|``: with ``r = 1`` nothing is clipped, and small coordinates are almost coins
 ``"rms"``       ``r * sqrt(mean v^2)``: clips what is above ``r`` times the typical magnitude
 ``"running"``   ``r * G``, of each coordinate its own, where ``G = max(G, |v|)`` over all steps so far
                 (arXiv 2604.15416): with ``r = 1`` nothing is clipped; one more copy of state
 ==============  =====================================================================================
+
+With a radius of each worker's own, a vote of one whose gradients are small weighs more than its share. The
+``max |v|`` or ``sqrt(mean v^2)`` of all workers can be merged into one: see :func:`merged_magnitudes`.
 """
 
 from __future__ import annotations
@@ -21,11 +24,55 @@ from torch import Tensor
 
 RadiusPolicy = Literal["fixed", "max", "rms", "running"]
 RADIUS_POLICIES: tuple[str, ...] = get_args(RadiusPolicy)
+MAGNITUDE_POLICIES: tuple[str, ...] = ("max", "rms")  # a multiple of one number per tensor
 
 
 def magnitudes(direction: Tensor) -> Tensor:
     """``|direction|`` as a new tensor, 0 where it is infinite or NaN: one bad number spoils no radius."""
     return direction.nan_to_num(0.0, 0.0, 0.0).abs_()
+
+
+def magnitude_of(direction: Tensor, policy: str) -> Tensor:
+    """What ``"max"`` or ``"rms"`` multiply: ``max |v|`` or ``sqrt(mean v^2)`` of a tensor.
+
+    Args:
+        direction: floating-point, not empty; what is infinite or NaN counts as 0.
+        policy: one of ``MAGNITUDE_POLICIES``.
+
+    Returns:
+        Tensor without dimensions, on the direction's device, in float32 for 16-bit directions.
+
+    Example:
+        >>> magnitude_of(torch.tensor([3.0, -4.0]), "max")
+        tensor(4.)
+    """
+    sizes, dtype = magnitudes(direction), torch.promote_types(direction.dtype, torch.float32)
+    if policy == "max":
+        return sizes.amax().to(dtype)
+    norm: Tensor = torch.linalg.vector_norm(sizes, dtype=dtype)
+    return norm.div_(math.sqrt(sizes.numel()))
+
+
+def merged_magnitudes(sent: Tensor, policy: str) -> Tensor:
+    """The magnitude of each tensor over all workers: the largest, or the root of the mean square.
+
+    Args:
+        sent: ``[workers, tensors]``, what :func:`magnitude_of` gave on each worker; 0 for a worker that has
+            no direction, which the mean leaves out.
+        policy: one of ``MAGNITUDE_POLICIES``.
+
+    Returns:
+        float32, ``[tensors]``, 0 where all workers sent 0.
+
+    Example:
+        >>> sent = torch.tensor([[3.0, 0.0], [1.0, 2.0]])
+        >>> merged_magnitudes(sent, "max"), merged_magnitudes(sent, "rms").square()
+        (tensor([3., 2.]), tensor([5., 4.]))
+    """
+    if policy == "max":
+        return sent.amax(0)
+    mean = sent.double().square().sum(0) / (sent > 0).sum(0).clamp_(min=1)
+    return mean.sqrt().float()
 
 
 def radius_of(direction: Tensor, policy: str, number: float, running: Tensor | None = None) -> float | Tensor:
@@ -50,18 +97,13 @@ def radius_of(direction: Tensor, policy: str, number: float, running: Tensor | N
     """
     if policy == "fixed":
         return number
-    sizes = magnitudes(direction)
-    if policy == "max":
-        return sizes.amax().mul_(number)
-    if policy == "rms":
-        dtype = torch.promote_types(sizes.dtype, torch.float32)
-        norm: Tensor = torch.linalg.vector_norm(sizes, dtype=dtype)
-        return norm.mul_(number / math.sqrt(sizes.numel()))
+    if policy in MAGNITUDE_POLICIES:
+        return magnitude_of(direction, policy).mul_(number)
     if policy != "running":
         raise ValueError(f"policy must be one of {', '.join(map(repr, RADIUS_POLICIES))}, got {policy!r}")
     if running is None:
         raise ValueError('running is missing: the policy "running" keeps the largest magnitudes so far')
-    return torch.maximum(running, sizes, out=running).mul(number)
+    return torch.maximum(running, magnitudes(direction), out=running).mul(number)
 
 
 def clipped(direction: Tensor, radius: float | Tensor) -> Tensor:
@@ -74,4 +116,5 @@ def clipped(direction: Tensor, radius: float | Tensor) -> Tensor:
         >>> clipped(torch.tensor([1.0, -3.0]), 2.0)
         tensor(1)
     """
-    return (direction.abs() > radius).sum()
+    wide = torch.promote_types(direction.dtype, torch.float32)  # or a float32 radius would be rounded
+    return (direction.to(wide).abs() > radius).sum()
