@@ -10,15 +10,16 @@ JOBS ?= 2
 PIP = -m pip --disable-pip-version-check install
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint format oldest benchmark clean
+.PHONY: help demo test test-slow lint format oldest benchmark clean
 
 help:
 	@echo "make demo       train on real data with $(WORKERS) processes: one-bit votes beside DDP"
 	@echo "make test       run the tests"
+	@echo "make test-slow  run the tests that take minutes"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format the code"
 	@echo "make oldest     train with the oldest supported versions"
-	@echo "make benchmark  time the codec and the optimizers on this machine"
+	@echo "make benchmark  time the codec, the optimizers and the monitors on this machine"
 	@echo "make clean      remove virtual environments and logs"
 
 $(VENV)/.ready: pyproject.toml constraints/newest.txt
@@ -38,7 +39,11 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	@echo "==> Running the tests, $(JOBS) at a time"
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/.ready
+	@echo "==> Running the slow tests, $(JOBS) at a time"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -62,6 +67,7 @@ oldest: $(OLDEST)/.ready
 benchmark: $(VENV)/.ready
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/optimizers.py
+	$(BIN)/python benchmarks/monitoring.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) logs lightning_logs

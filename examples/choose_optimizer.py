@@ -6,13 +6,17 @@ trains a small network on scikit-learn's digits (1,797 real scans) with real wor
 method gets the same steps, batches and initial weights, a cosine schedule, and the best of a grid of
 learning rates by final training loss. ``--skew ALPHA`` splits the labels unevenly over the workers,
 by a Dirichlet distribution: the smaller, the more each worker sees classes of its own.
+
+SignProx and ProxSignSGD are for losses with a regularizer, and not here: see restore_photo.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +31,67 @@ from lightning_signvr import optimizers as signs
 from lightning_signvr.optimizers import AnchoredOptimizer, SignOptimizer, SnapshotOptimizer
 from lightning_signvr.replay import Replay
 
-METHODS: dict[str, Callable[..., SignOptimizer]] = {
-    "SignSGD": signs.SignSGD,
-    "Signum": signs.Signum,
-    "SSVR": lambda p, lr: signs.SSVR(p, lr, beta=0.1),
-    "SSVR, tempered": lambda p, lr: signs.SSVR(p, lr, beta=0.1, correction=0.1),
-    "SSVRFS": lambda p, lr: signs.SSVRFS(p, lr, beta=0.1),
-    "SignSVRG": signs.SignSVRG,
-    "SignRVM": signs.SignRVM,
-    "DVRSign": lambda p, lr: signs.DVRSign(p, lr, beta=0.1),
-    "EFSignum": signs.EFSignum,
-    "EFLion": signs.EFLion,
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make an optimizer.
+
+    Attributes:
+        rate: its learning rates are so many times those of ``--lr``.
+        reshuffles: whether it goes through the data epoch by epoch, where others draw at random.
+    """
+
+    make: Callable[..., SignOptimizer]
+    rate: float = 1.0
+    reshuffles: bool = False
+
+
+FAMILIES: dict[str, dict[str, Method]] = {
+    "signs": {
+        "SignSGD": Method(lambda p, lr: signs.SignSGD(p, lr)),
+        "Signum": Method(lambda p, lr: signs.Signum(p, lr)),
+        "Lion": Method(lambda p, lr: signs.Lion(p, lr)),
+        "Lion, mean": Method(lambda p, lr: signs.Lion(p, lr, average=True)),
+    },
+    "random signs": {
+        "StoSignSGD": Method(
+            lambda p, lr: signs.StoSignSGD(p, lr, momentum=0.9, radius=3.0, radius_policy="rms"), rate=3.0
+        ),
+        "NoisySignSGD": Method(lambda p, lr: signs.NoisySignSGD(p, lr, momentum=0.9, sigma=0.01), rate=3.0),
+        "SSDM": Method(lambda p, lr: signs.SSDM(p, lr), rate=10.0),
+    },
+    "variance reduction": {
+        "SSVR": Method(lambda p, lr: signs.SSVR(p, lr, beta=0.1)),
+        "SSVR, tempered": Method(lambda p, lr: signs.SSVR(p, lr, beta=0.1, correction=0.1)),
+        "MARSLion": Method(lambda p, lr: signs.MARSLion(p, lr)),
+        "SSVRMV": Method(lambda p, lr: signs.SSVRMV(p, lr, radius=3.0, radius_policy="rms"), rate=3.0),
+        "SSVRMV, option 2": Method(
+            lambda p, lr: signs.SSVRMV(p, lr, radius=1.0, radius_policy="fixed", option=2), rate=10.0
+        ),
+    },
+    "finite sums": {
+        "SSVRFS": Method(lambda p, lr: signs.SSVRFS(p, lr, beta=0.1)),
+        "SignSVRG": Method(lambda p, lr: signs.SignSVRG(p, lr)),
+        "SignRVR": Method(lambda p, lr: signs.SignRVR(p, lr), reshuffles=True),
+        "SignRVM": Method(lambda p, lr: signs.SignRVM(p, lr), reshuffles=True),
+    },
+    "compressed increments": {
+        "DVRSign": Method(lambda p, lr: signs.DVRSign(p, lr, beta=0.1)),
+        "DVRQ": Method(lambda p, lr: signs.DVRQ(p, lr, beta=0.1), rate=10.0),
+        "DVRSignFS": Method(lambda p, lr: signs.DVRSignFS(p, lr)),
+        "DVRQFS": Method(lambda p, lr: signs.DVRQFS(p, lr), rate=10.0),
+    },
+    "error feedback": {
+        "EFSignSGD": Method(lambda p, lr: signs.EFSignSGD(p, lr, momentum=0.9), rate=10.0),
+        "EFSignum": Method(lambda p, lr: signs.EFSignum(p, lr)),
+        "EFLion": Method(lambda p, lr: signs.EFLion(p, lr)),
+    },
 }
+METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
 TEST_IMAGES = 360
 
 
+@cache
 def load() -> tuple[Tensor, Tensor]:
     """Images as rows of 64 numbers in [0, 1], in a fixed random order; labels."""
     digits = load_digits()
@@ -63,6 +113,16 @@ def share_of(rank: int, workers: int, labels: Tensor, skew: float | None) -> Ten
     return torch.from_numpy(np.concatenate(parts))
 
 
+def draw(indices: Tensor, size: int, reshuffles: bool, rank: int) -> Iterator[Tensor]:
+    """One minibatch after the other, without end."""
+    generator = torch.Generator().manual_seed(100 + rank)
+    while True:
+        if reshuffles:
+            yield from indices[torch.randperm(len(indices), generator=generator)].split(size)
+        else:
+            yield indices[torch.randint(len(indices), (size,), generator=generator)]
+
+
 def train(
     method: str, lr: float, rank: int, workers: int, options: argparse.Namespace
 ) -> dict[str, list[float]]:
@@ -72,11 +132,13 @@ def train(
     mine = share_of(rank, workers, labels[training], options.skew)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
-    optimizer = METHODS[method](model.parameters(), lr=lr)
+    optimizer = METHODS[method].make(model.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     replay = Replay(optimizer, model)
-    generator = torch.Generator().manual_seed(100 + rank)
-    epoch = max(1, len(labels) // workers // options.batch_size)
+    minibatches = draw(mine, options.batch_size, METHODS[method].reshuffles, rank)
+    epoch = -(
+        -(len(labels) - TEST_IMAGES) // (workers * options.batch_size)
+    )  # steps, the same on all workers
     curve: dict[str, list[float]] = {"step": [], "evaluations": [], "bits": [], "loss": [], "accuracy": []}
     evaluations = 0.0
     parameters = sum(p.numel() for p in model.parameters())
@@ -101,7 +163,7 @@ def train(
             with optimizer.take_snapshot():
                 loss_of(mine).backward()
             evaluations += len(mine) / options.batch_size
-        batch = mine[torch.randint(len(mine), (options.batch_size,), generator=generator)]
+        batch = next(minibatches)
         optimizer.zero_grad()
         replay.backward(lambda batch=batch: loss_of(batch))
         evaluations += 1
@@ -117,7 +179,8 @@ def work(rank: int, store: str, options: argparse.Namespace, results: Any) -> No
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=options.workers)
     for method in options.methods:
-        runs = {lr: train(method, lr, rank, options.workers, options) for lr in options.lr}
+        grid = [METHODS[method].rate * lr for lr in options.lr]
+        runs = {lr: train(method, lr, rank, options.workers, options) for lr in grid}
         if rank == 0:
             best = min(runs, key=lambda lr: runs[lr]["loss"][-1])
             results.put((method, best, runs[best]))
@@ -126,7 +189,7 @@ def work(rank: int, store: str, options: argparse.Namespace, results: Any) -> No
 
 
 def plot(curves: dict[str, dict[str, list[float]]], title: str, path: Path) -> None:
-    """Training loss against three axes."""
+    """Training loss against three axes; a colour per family, thick for the one that ends lowest."""
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:
@@ -134,20 +197,22 @@ def plot(curves: dict[str, dict[str, list[float]]], title: str, path: Path) -> N
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.8), sharey=True, layout="constrained")
     labels = {
         "step": "steps",
         "evaluations": "gradient evaluations per worker",
         "bits": "bits sent per parameter",
     }
     for axis, (key, label) in zip(axes, labels.items(), strict=True):
-        for number, (method, curve) in enumerate(curves.items()):
-            style = ("-", "--", ":")[number // 5 % 3]
-            axis.semilogy(curve[key], curve["loss"], style, color=f"C{number % 10}", label=method)
+        for number, (family, members) in enumerate(FAMILIES.items()):
+            shown = sorted(curves.keys() & members, key=lambda method: curves[method]["loss"][-1])
+            for place, method in enumerate(shown):
+                style = {"lw": 0.7, "alpha": 0.6} if place else {"lw": 2.2, "label": f"{family}: {method}"}
+                axis.semilogy(curves[method][key], curves[method]["loss"], color=f"C{number}", **style)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("training loss")
-    axes[-1].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     figure.suptitle(title)
     figure.savefig(path, dpi=90)
 
@@ -159,7 +224,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=300, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=32, help="per worker; default: %(default)s")
-    parser.add_argument("--lr", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2], help="grid")
+    parser.add_argument(
+        "--lr",
+        type=float,
+        nargs="+",
+        default=[3e-3, 1e-2, 3e-2],
+        help="grid, multiplied for methods that need other learning rates; default: %(default)s",
+    )
     parser.add_argument("--skew", type=float, help="Dirichlet parameter; default: like data for all")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--every", type=int, default=10, help="steps between points; default: %(default)s")
@@ -171,7 +242,7 @@ def main() -> None:
         context = mp.start_processes(
             work, (f"{folder}/store", options, results), options.workers, join=False, start_method="fork"
         )
-        print(f"{'method':16}{'lr':>8}{'loss':>10}{'test acc.':>11}{'gradients':>11}{'bits/param/step':>17}")
+        print(f"{'method':18}{'lr':>8}{'loss':>10}{'test acc.':>11}{'gradients':>11}{'bits/param/step':>17}")
         curves = {}
         for _ in options.methods:
             while results.empty() and not context.join(0.1):
@@ -179,7 +250,7 @@ def main() -> None:
             method, lr, curve = results.get()
             curves[method] = curve
             print(
-                f"{method:16}{lr:8.0e}{curve['loss'][-1]:10.4f}{curve['accuracy'][-1]:11.3f}"
+                f"{method:18}{lr:8.0e}{curve['loss'][-1]:10.4f}{curve['accuracy'][-1]:11.3f}"
                 f"{curve['evaluations'][-1] / options.steps:11.2f}{curve['bits'][-1] / options.steps:17.3f}",
                 flush=True,
             )

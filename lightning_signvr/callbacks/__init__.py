@@ -1,6 +1,7 @@
 """Layer 7: Lightning callbacks: what to log, what to check, what to say."""
 
 from lightning_signvr.callbacks.communication import CommunicationMonitor
+from lightning_signvr.callbacks.first_batch import LargeFirstBatch
 from lightning_signvr.callbacks.gradient_norm import GradientNormMonitor
 from lightning_signvr.callbacks.monitor import SignVoteMonitor
 from lightning_signvr.callbacks.replica_check import ReplicaCheck
@@ -13,6 +14,7 @@ from lightning_signvr.callbacks.vote_autopsy import VoteAutopsy
 __all__ = [
     "CommunicationMonitor",
     "GradientNormMonitor",
+    "LargeFirstBatch",
     "ReplicaCheck",
     "SecondGradient",
     "SignAgreementMonitor",

@@ -122,7 +122,8 @@ class _Meter:
             return {}
         self._last = now
         values = self._per_step(last)
-        ring = self._ring_bits(32) / 8 * self.vote.last.layout.num_parameters * (now.votes - self._start.votes)
+        numbers = self.vote.last.layout.num_parameters * (now.votes - self._start.votes)
+        ring = self._ring_bits(32) / 8 * numbers
         values["saved_gb"] = (ring - (now.sent - self._start.sent)) / 1e9
         phases = {key: (total - last.seconds.get(key, 0.0)) / steps for key, total in now.seconds.items()}
         values["seconds"] = sum(phases.values())

@@ -13,7 +13,10 @@ from lightning_signvr.estimators.momentum import state_dtype
 
 
 class Increment:
-    """``h_t = g_t - (1 - beta) g_t^-``, and ``h_1 = g_1``; no state (arXiv 2609.18656, section 4)."""
+    """``h_t = g_t - (1 - beta) g_t^-``, and ``h_1 = g_1``; no state (arXiv 2609.18656, section 4).
+
+    The finite-sum forms have no ``beta``: there it is 0.
+    """
 
     def __call__(
         self,
@@ -24,4 +27,5 @@ class Increment:
     ) -> Tensor:
         if PREVIOUS not in at:
             return gradient
-        return torch.sub(gradient.to(state_dtype(gradient.dtype)), at[PREVIOUS], alpha=1 - group["beta"])
+        old_weight = 1 - group.get("beta", 0.0)
+        return torch.sub(gradient.to(state_dtype(gradient.dtype)), at[PREVIOUS], alpha=old_weight)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +11,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_signvr.estimators import PREVIOUS
+from lightning_signvr.optimizers import previous_iterate
 from lightning_signvr.optimizers.base import SignOptimizer
+from lightning_signvr.optimizers.checks import check_choice
+from lightning_signvr.optimizers.exchange import exchanged
+from lightning_signvr.optimizers.gradient_apart import gradient_apart, take_gradient
 from lightning_signvr.optimizers.random_state import RandomState
 from lightning_signvr.voting import VotedSigns
 
@@ -38,9 +42,13 @@ class AnchoredOptimizer(SignOptimizer):
     replays_closures: bool = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._forget()
-        self._away = False  # at an anchor
+        self._start()
         super().__init__(*args, **kwargs)
+
+    @override
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
+        check_choice("previous_iterate", group.get("previous_iterate", "copy"), previous_iterate.MODES)
 
     def needs(self, name: str, group: dict[str, Any]) -> bool:
         """Whether a group's parameters need gradients at an anchor."""
@@ -50,9 +58,9 @@ class AnchoredOptimizer(SignOptimizer):
         """The anchors at which this step's samples must be evaluated; none before the first step."""
         return [
             name
-            for name, key in self.anchors.items()
+            for name in self.anchors
             if any(
-                self.needs(name, group) and any(key in self.state.get(p, {}) for p in group["params"])
+                self.needs(name, group) and any(self._is_known(name, p) for p in group["params"])
                 for group in self.param_groups
             )
         ]
@@ -66,67 +74,96 @@ class AnchoredOptimizer(SignOptimizer):
         """Put the parameters to an anchor; gradients computed inside are kept for the next step.
 
         Call it once per microbatch, with the same samples, dropout masks and loss scale as at the
-        current point; the gradients add up. ``.grad`` and the parameters are put back at the end, to
-        the last bit. Where the anchor does not exist yet (before the first step), the block runs at the
-        current point and its gradients are dropped.
+        current point. Inside the block ``.grad`` is what was collected at this anchor so far, so that
+        backward passes add to it; ``zero_grad()`` there drops that alone. At the end the parameters and
+        ``.grad`` are put back, to the last bit; if the block raises, what was collected is dropped. Where
+        the anchor does not exist yet (before the first step), the block runs at the current point and its
+        gradients are dropped.
+
+        Parameters and anchor exchange their contents, without a copy: inside the block the anchor's state
+        holds the current point. Do not save the optimizer's state there.
 
         Args:
             name: one of ``anchors``.
 
         Raises:
             ValueError: an unknown anchor.
+            RuntimeError: inside another such block.
         """
         if name not in self.anchors:
             raise ValueError(f"name must be one of {', '.join(map(repr, self.anchors))}, got {name!r}")
+        self._check_at_home(f"at({name!r})")
         parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-        kept = [(p, p.grad, p.detach().clone()) for p in parameters]
-        self._away = True
-        try:
+        own = [parameter.grad for parameter in parameters]
+        collected = self._gradients.get(name, {})
+        self._visiting.append(name)
+        with ExitStack() as way_back:
+            way_back.callback(self._visiting.clear)
             for parameter in parameters:
-                anchor = self.state.get(parameter, {}).get(self.anchors[name])
-                parameter.grad = None
-                if anchor is not None:
-                    parameter.detach().copy_(anchor)
-            yield
+                way_back.enter_context(gradient_apart(parameter, collected.get(parameter)))
+                way_back.enter_context(self._visit(name, parameter))
+            self._gradients.pop(name, None)
+            try:
+                yield
+            except BaseException:
+                if collected:
+                    self._incomplete.add(name)
+                raise
             if name in self.active_anchors():
-                self._collect(name, parameters)
-        finally:
-            for parameter, gradient, value in kept:
-                parameter.detach().copy_(value)
-                parameter.grad = gradient
-            self._away = False
+                self._collect(name, zip(parameters, own, strict=True))
 
     def at_previous_iterate(self) -> Any:
         """``at("previous")``: the point before the last step."""
         return self.at(PREVIOUS)
 
-    def _collect(self, name: str, parameters: Sequence[Tensor]) -> None:
-        if all(parameter.grad is None for parameter in parameters):
-            return  # nothing was evaluated
-        self._evaluated.add(name)
-        gradients = self._gradients.setdefault(name, {})
-        for parameter in parameters:
-            if parameter.grad is None:
-                continue
-            if parameter in gradients:
-                gradients[parameter].add_(parameter.grad)
-            else:
-                gradients[parameter] = parameter.grad.detach().clone()
+    def _collect(self, name: str, pairs: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+        """Keep the gradients at an anchor, given the parameters and their gradients at the current point."""
+        taken = {parameter: take_gradient(parameter, own) for parameter, own in pairs}
+        gradients = {parameter: gradient for parameter, gradient in taken.items() if gradient is not None}
+        if gradients:  # else nothing was evaluated
+            self._gradients[name] = gradients
+
+    def _visit(self, name: str, parameter: Tensor) -> AbstractContextManager[None]:
+        """A block in which a parameter is at an anchor, if it has it."""
+        state, key = self.state.get(parameter, {}), self.anchors[name]
+        if key in state:  # the dtype may be that of the model that saved it
+            state[key] = state[key].to(parameter.device, parameter.dtype)
+        if name == PREVIOUS:
+            return previous_iterate.visited(parameter, state)
+        return exchanged(parameter, state[key]) if key in state else nullcontext()
+
+    def _is_known(self, name: str, parameter: Tensor) -> bool:
+        state = self.state.get(parameter, {})
+        return previous_iterate.is_known(state) if name == PREVIOUS else self.anchors[name] in state
+
+    def _check_at_home(self, what: str) -> None:
+        if self._visiting:
+            raise RuntimeError(f"{what} was called inside a block of at(): leave the block first")
+
+    def _start(self) -> None:
+        # from here on changed in place alone: the wrappers of Lightning and Fabric, whose methods users call,
+        # share these objects with the optimizer, but not what is assigned to an attribute
+        self._gradients: dict[str, dict[Tensor, Tensor]] = {}  # of anchors that were evaluated
+        self._incomplete: set[str] = set()  # anchors some of whose gradients were lost
+        self._visiting: list[str] = []  # the anchor of the block of at() that is running
 
     def _forget(self) -> None:
-        self._gradients: dict[str, dict[Tensor, Tensor]] = {}
-        self._evaluated: set[str] = set()
+        self._gradients.clear()
+        self._incomplete.clear()
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # unpickled, copied or loaded
         super().__setstate__(state)
-        self._forget()
-        self._away = False
+        if "_visiting" in self.__dict__:
+            self._forget()
+            self._visiting.clear()
+        else:
+            self._start()
 
     @override
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's; outside of :meth:`at` also for the gradients at anchors."""
         super().zero_grad(set_to_none)
-        if not self._away:
+        if not self._visiting:
             self._forget()
 
     @override
@@ -147,7 +184,8 @@ class AnchoredOptimizer(SignOptimizer):
         return loss
 
     def _unevaluated(self) -> Sequence[str]:
-        return [name for name in self.active_anchors() if name not in self._evaluated]
+        complete = self._gradients.keys() - self._incomplete
+        return [name for name in self.active_anchors() if name not in complete]
 
     def _check_complete(self, missing: Sequence[str]) -> None:
         if missing and any(p.grad is not None for group in self.param_groups for p in group["params"]):
@@ -156,7 +194,8 @@ class AnchoredOptimizer(SignOptimizer):
                 f"{type(self).__name__} needs the gradients of this step's samples at {points} too, and they "
                 "are missing. Pass a closure to step() (not with a GradScaler, which takes none), or repeat "
                 f"the backward pass inside `with optimizer.at({missing[0]!r}):`, or use "
-                'lightning_signvr.replay.Replay; under Lightning use strategy="sign_vote", and with manual '
+                'lightning_signvr.replay.Replay; under Lightning use strategy="sign_vote" or add '
+                "lightning_signvr.callbacks.SecondGradient() to the Trainer's callbacks, and with manual "
                 "optimization optimizer.step(closure)."
             )
 
@@ -164,8 +203,8 @@ class AnchoredOptimizer(SignOptimizer):
     def gradients_elsewhere(self, parameter: Tensor) -> dict[str, Tensor]:
         assert parameter.grad is not None
         elsewhere = {}
-        for name in self._evaluated:
-            gradient = self._gradients[name].get(parameter)
+        for name, gradients in self._gradients.items():
+            gradient = gradients.get(parameter)
             # none at a point that was evaluated (the samples took another route there) is a zero
             elsewhere[name] = torch.zeros_like(parameter.grad) if gradient is None else gradient
         return elsewhere
@@ -175,17 +214,30 @@ class AnchoredOptimizer(SignOptimizer):
         """Remember where the parameter is."""
         if PREVIOUS not in self.anchors:
             return
-        state, key = self.state[parameter], self.anchors[PREVIOUS]
+        state = self.state[parameter]
         if not self.needs(PREVIOUS, group):
-            state.pop(key, None)
-        elif key in state:
-            state[key].copy_(parameter)
+            previous_iterate.forget(state)
+        elif group.get("previous_iterate", "copy") == "copy":
+            previous_iterate.keep_copy(state, parameter)
         else:
-            state[key] = parameter.detach().clone()
+            previous_iterate.keep_move(state, votes, index, *self.move(group))
 
     @torch.no_grad()
     @override
     def step(self, closure: Any = None) -> Any:
+        self._check_at_home("step()")
+        for group in self.param_groups:
+            self._check_reversible(group)
         loss = super().step(closure)
         self._forget()
         return loss
+
+    def _check_reversible(self, group: dict[str, Any]) -> None:
+        if group.get("previous_iterate") != "rebuild" or not self.needs(PREVIOUS, group):
+            return
+        if self.move(group)[1] <= 0:
+            lr, weight_decay = float(group["lr"]), group["weight_decay"]
+            raise ValueError(
+                f'previous_iterate="rebuild" needs lr * weight_decay below 1, got {lr} * {weight_decay}: '
+                'lower one of them, or use previous_iterate="copy"'
+            )

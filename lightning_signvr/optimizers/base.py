@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_signvr.estimators import Estimator
 from lightning_signvr.optimizers.checks import check_at_least_zero
+from lightning_signvr.optimizers.rank_states import KEY, own_rank_state
 from lightning_signvr.signs import check_signable
 from lightning_signvr.voting import MajorityVote, ScaledMeanVote, VotedSigns
 
@@ -200,11 +201,17 @@ class SignOptimizer(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but every tensor keeps the dtype in which it was saved.
+        """As torch's, but every worker takes its own state and every tensor keeps its dtype.
 
-        torch casts state to the dtype of its parameter, which would round the float32 estimator of a
-        bfloat16 parameter.
+        Where ``state_dict`` holds the states of all workers (:mod:`.rank_states`), each of several workers
+        takes its own; a lone one takes the first. torch casts state to the dtype of its parameter, which
+        would round the float32 estimator of a bfloat16 parameter.
+
+        Raises:
+            RuntimeError: ``state_dict`` holds the states of another number of workers than vote here.
         """
+        if KEY in state_dict and self.vote.workers > 1:
+            state_dict = own_rank_state(state_dict, self.vote.rank, self.vote.workers)
         super().load_state_dict(state_dict)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for parameter, key in zip(group["params"], saved["params"], strict=True):

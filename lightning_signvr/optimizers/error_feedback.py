@@ -15,7 +15,7 @@ class ErrorFeedbackOptimizer(ScaledOptimizer):
 
     @override
     def encode(self, direction: Tensor, group: dict[str, Any], index: int) -> Tensor:
-        sent = self.send_scale(index, direction.abs().mean())
+        sent = self.send_scale(index, direction.abs().mean() if direction.numel() else direction.sum())
         signs = direction.sign()
         direction.sub_(signs, alpha=sent)  # the error buffer itself: what is left out
         return signs

@@ -51,6 +51,9 @@ class MARSLion(AnchoredOptimizer):
         clip: whether each parameter's ``c`` is scaled down to a norm of at most 1. It does not change the
             signs of ``c``, but how much this step counts in the average.
         weight_decay: decoupled, at least 0.
+        previous_iterate: how ``x_{t-1}`` is kept. ``"copy"``: as it is. ``"rebuild"``: as the last vote, 1
+            bit per parameter, from which it is computed when needed, but for rounding; in 16-bit parameters
+            that is as much as a step, so use it for float32.
         maximize: move uphill.
         vote: None for :class:`~lightning_signvr.voting.MajorityVote` with its defaults.
 
@@ -82,6 +85,7 @@ class MARSLion(AnchoredOptimizer):
         clip: bool = True,
         weight_decay: float = 0.0,
         *,
+        previous_iterate: Literal["copy", "rebuild"] = "copy",
         maximize: bool = False,
         vote: MajorityVote | None = None,
     ) -> None:
@@ -92,6 +96,7 @@ class MARSLion(AnchoredOptimizer):
             "previous": previous,
             "clip": clip,
             "weight_decay": weight_decay,
+            "previous_iterate": previous_iterate,
             "maximize": maximize,
         }
         super().__init__(params, defaults, Mars(), vote)

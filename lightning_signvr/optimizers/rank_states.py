@@ -74,7 +74,8 @@ def own_rank_state(state_dict: dict[str, Any], rank: int, workers: int) -> dict[
         raise RuntimeError(
             f"the checkpoint holds the optimizer states of {there} worker(s), and this run has {workers}: "
             f"resume with {there}, or start the optimizer anew from the checkpoint's weights "
-            "(Model.load_from_checkpoint(path), then fit without ckpt_path)"
+            "(Lightning: Model.load_from_checkpoint(path), then fit without ckpt_path; Fabric: "
+            'fabric.load(path, {"model": model}))'
         )
     assert saved is not None
     return {**plain, "state": saved["states"][rank]}

@@ -12,6 +12,9 @@ from typing_extensions import override
 
 from lightning_signvr.optimizers.base import OWNER, SignOptimizer
 from lightning_signvr.voting import MajorityVote, ScaledMeanVote, VotedSigns
+from lightning_signvr.voting.layout import Layout
+
+Answer = Tensor | tuple[Tensor, float]
 
 
 class ScaledOptimizer(SignOptimizer, ABC):
@@ -42,7 +45,7 @@ class ScaledOptimizer(SignOptimizer, ABC):
         return rounded
 
     @abstractmethod
-    def serve(self, mean: Tensor, kept: Tensor, group: dict[str, Any]) -> Tensor | tuple[Tensor, float]:
+    def serve(self, mean: Tensor, kept: Tensor, group: dict[str, Any]) -> Answer:
         """The numbers whose signs go back to all workers; with ``scaled_answer`` and their factor.
 
         Args:
@@ -51,17 +54,40 @@ class ScaledOptimizer(SignOptimizer, ABC):
             group: the parameter's hyper-parameters.
         """
 
+    def answer(self, numbers: Answer, index: int, first: int) -> Answer:
+        """What goes back of what :meth:`serve` gave, in the same form: here that itself.
+
+        Args:
+            numbers: not to be changed, they may be the owner's state.
+            index: the parameter's place among all that vote, to key random numbers with.
+            first: the first of the numbers in the tensor, a multiple of 8, likewise.
+        """
+        return numbers
+
+    def exact_directions(self, parameters: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
+        """Directions that the owners are to know in full precision; None for scaled signs, as ever."""
+        return None
+
     @override
     def cast(self, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]) -> VotedSigns:
         assert isinstance(self.vote, ScaledMeanVote)
         self._scales = [0.0] * len(parameters)
+        before: list[tuple[int, Tensor, Tensor]] = []
+        offsets = Layout.of(parameters).offsets
 
-        def server(index: int, elements: slice, size: int, mean: Tensor) -> Tensor | tuple[Tensor, float]:
+        def server(index: int, elements: slice, size: int, mean: Tensor) -> Answer:
             kept = self._owned(size, mean.device)[elements]
-            return self.serve(mean, kept, groups[index])
+            if parameters[index].grad is None:  # maybe on every worker: such a parameter is left alone
+                before.append((index, kept, kept.clone()))
+            first = self.vote.rank * size + elements.start - 8 * offsets[index]
+            return self.answer(self.serve(mean, kept, groups[index]), index, first)
 
-        directions = self.directions(parameters, groups)
-        return self.vote.cast(directions, self._scales, server, parameters, self.scaled_answer)
+        directions, exact = self.directions(parameters, groups), self.exact_directions(parameters)
+        votes = self.vote.cast(directions, self._scales, server, parameters, self.scaled_answer, exact)
+        for index, kept, value in before:
+            if not votes.present[index]:
+                kept.copy_(value)
+        return votes
 
     def _owned(self, size: int, device: torch.device) -> Tensor:
         """This rank's state as an owner, one float32 per element of its shard."""

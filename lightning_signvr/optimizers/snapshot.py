@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_signvr.estimators import FULL_GRADIENT, PREVIOUS, SNAPSHOT, state_dtype
 from lightning_signvr.optimizers.anchored import AnchoredOptimizer
 from lightning_signvr.optimizers.checks import check_count
+from lightning_signvr.optimizers.gathering import gathered_gradients, trained_parameters
 
 
 class SnapshotOptimizer(AnchoredOptimizer):
@@ -29,9 +31,11 @@ class SnapshotOptimizer(AnchoredOptimizer):
                     (loss * len(inputs) / len(dataset)).backward()
 
     Under Lightning, :class:`~lightning_signvr.callbacks.SnapshotGradient` does that. Each worker's
-    snapshot gradient is of its own data and is not communicated.
+    snapshot gradient is of its own data.
 
-    Besides, every minibatch is evaluated at the snapshot too: see :class:`AnchoredOptimizer`.
+    What becomes of it is the method's: those of SVRG's kind keep it and the point, and evaluate every
+    minibatch at the snapshot too (see :class:`AnchoredOptimizer`); it is not communicated. Those of DVR's
+    kind use it up in the next step.
     """
 
     anchors = {SNAPSHOT: "snapshot"}  # noqa: RUF012
@@ -57,21 +61,18 @@ class SnapshotOptimizer(AnchoredOptimizer):
         Their sum must be the *mean* gradient of this worker's data: weight each minibatch by its share.
         ``.grad`` is put back at the end; if the block raises, the old snapshot stays.
         """
-        parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-        kept = [(parameter, parameter.grad) for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        try:
+        with gathered_gradients(trained_parameters(self)) as sums:
             yield
-            for parameter in parameters:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
-                self.state[parameter][FULL_GRADIENT] = gradient.to(state_dtype(gradient.dtype))
-                self.state[parameter][self.anchors[SNAPSHOT]] = parameter.detach().clone()
-            for group in self.param_groups:
-                group["snapshot_step"] = group["step"]
-        finally:
-            for parameter, gradient in kept:
-                parameter.grad = gradient
+        self.keep_snapshot(sums)
+        for group in self.param_groups:
+            group["snapshot_step"] = group["step"]
+
+    def keep_snapshot(self, gradients: dict[Tensor, Tensor]) -> None:
+        """Keep a full gradient and the point where it was computed."""
+        for parameter in trained_parameters(self):
+            gradient = gradients[parameter] if parameter in gradients else torch.zeros_like(parameter)
+            self.state[parameter][FULL_GRADIENT] = gradient.to(state_dtype(gradient.dtype))
+            self.state[parameter][self.anchors[SNAPSHOT]] = parameter.detach().clone()
 
     @override
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:

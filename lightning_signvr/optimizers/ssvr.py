@@ -25,7 +25,7 @@ class SSVR(StormOptimizer):
     Rate (one worker): ``E||grad f||_1 = O(d^{1/2} T^{-1/3})`` with ``beta = O(T^{-2/3})``, ``lr =
     O(d^{-1/2} T^{-2/3})`` and a first batch of ``O(T^{1/3})`` samples; the schedule is verified for the
     identical estimator in a sister paper and recalled, not read, for SSVR itself. An ordinary first batch
-    works in practice; to enlarge it, accumulate more microbatches in the first step.
+    works in practice; :meth:`large_first_batch` takes a larger one.
 
     Per parameter: 1 bit up, 1 bit down; two copies of state (``v`` in float32 for 16-bit parameters, and
     ``x_{t-1}``); two gradients per step. See :class:`AnchoredOptimizer` for the ways to give the second.
@@ -41,6 +41,9 @@ class SSVR(StormOptimizer):
             step computed, on other samples: one evaluation per step and no ``x_{t-1}``, but no longer SSVR,
             since the noises do not cancel; only for a small ``correction``.
         weight_decay: decoupled, at least 0.
+        previous_iterate: how ``x_{t-1}`` is kept. ``"copy"``: as it is. ``"rebuild"``: as the last vote, 1
+            bit per parameter, from which it is computed when needed, but for rounding; in 16-bit parameters
+            that is as much as a step, so use it for float32.
         maximize: move uphill.
         vote: None for :class:`~lightning_signvr.voting.MajorityVote` with its defaults.
 
@@ -72,6 +75,7 @@ class SSVR(StormOptimizer):
         previous: Literal["exact", "last_batch"] = "exact",
         weight_decay: float = 0.0,
         *,
+        previous_iterate: Literal["copy", "rebuild"] = "copy",
         maximize: bool = False,
         vote: MajorityVote | None = None,
     ) -> None:
@@ -82,6 +86,7 @@ class SSVR(StormOptimizer):
             "correction_steps": correction_steps,
             "previous": previous,
             "weight_decay": weight_decay,
+            "previous_iterate": previous_iterate,
             "maximize": maximize,
         }
         super().__init__(params, defaults, Storm(), vote)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -35,6 +35,9 @@ class SSVRFS(SnapshotOptimizer):
         period: steps between snapshots, at least 1; None where ``take_snapshot`` is called as you like
             (Lightning's callback: once per epoch).
         weight_decay: decoupled, at least 0.
+        previous_iterate: how ``x_{t-1}`` is kept. ``"copy"``: as it is. ``"rebuild"``: as the last vote, 1
+            bit per parameter, from which it is computed when needed, but for rounding; in 16-bit parameters
+            that is as much as a step, so use it for float32.
         maximize: move uphill.
         vote: None for :class:`~lightning_signvr.voting.MajorityVote` with its defaults.
 
@@ -58,6 +61,7 @@ class SSVRFS(SnapshotOptimizer):
         period: int | None = None,
         weight_decay: float = 0.0,
         *,
+        previous_iterate: Literal["copy", "rebuild"] = "copy",
         maximize: bool = False,
         vote: MajorityVote | None = None,
     ) -> None:
@@ -66,6 +70,7 @@ class SSVRFS(SnapshotOptimizer):
             "beta": beta,
             "period": period,
             "weight_decay": weight_decay,
+            "previous_iterate": previous_iterate,
             "maximize": maximize,
         }
         super().__init__(params, defaults, StormSvrg(), vote)

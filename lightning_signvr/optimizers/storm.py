@@ -7,14 +7,15 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_signvr.estimators import correction_now
-from lightning_signvr.optimizers.anchored import AnchoredOptimizer
 from lightning_signvr.optimizers.checks import check_choice, check_count, check_weight
+from lightning_signvr.optimizers.first_batch import FirstBatchOptimizer
 
 
-class StormOptimizer(AnchoredOptimizer):
+class StormOptimizer(FirstBatchOptimizer):
     """An optimizer whose groups have ``beta``, ``correction``, ``correction_steps`` and ``previous``.
 
-    See :class:`~lightning_signvr.estimators.Storm` for their meaning.
+    See :class:`~lightning_signvr.estimators.Storm` for their meaning. Its estimate begins at the first
+    gradient, or at that of :meth:`large_first_batch`.
     """
 
     @override

@@ -105,9 +105,11 @@ class Decision(ABC):
 
     Attributes:
         scaled_answer: whether the outcome comes with a factor per tensor and shard.
+        average: a collective of all owners that takes the place of the votes' mean; None for none.
     """
 
     scaled_answer: bool = False
+    average: Callable[[ShardBallots], Tensor] | None = None
 
     def planes(self, workers: int, abstentions: bool) -> int:
         """Bits per parameter on the way back, where there may be abstentions or not."""
@@ -187,22 +189,30 @@ With ``scaled_answer`` it returns the numbers and the factor of their signs.
 
 @dataclass(frozen=True)
 class ByScaledMean(Decision):
-    """The sign of what ``server`` makes of ``mean_j scale_j sign_j``; a worker that abstains adds 0."""
+    """The sign of what ``server`` makes of ``mean_j scale_j sign_j``; a worker that abstains adds 0.
+
+    With ``average``, which returns a number for each element of the shard, the server gets that mean.
+    """
 
     server: Server
     scaled_answer: bool = False
+    average: Callable[[ShardBallots], Tensor] | None = None
 
     def __call__(self, ballots: ShardBallots) -> Decided:
         assert ballots.scales is not None
         workers, size = ballots.votes.shape
+        means = None if self.average is None else self.average(ballots)
         negative = torch.zeros(size, dtype=torch.uint8, device=ballots.votes.device)
         undecided = torch.zeros_like(negative)
         scales = [0.0] * len(ballots.layout.numels)
         for piece in ballots.pieces():
-            factors = [scale / workers for scale in ballots.scales[:, piece.index].tolist()]
-            mean = ballots.total(piece, factors)
-            start = piece.part.start * 8
-            answer = self.server(piece.index, slice(start, start + piece.numel), size * 8, mean)
+            elements = slice(piece.part.start * 8, piece.part.start * 8 + piece.numel)
+            if means is None:
+                factors = [scale / workers for scale in ballots.scales[:, piece.index].tolist()]
+                mean = ballots.total(piece, factors)
+            else:
+                mean = means[elements]
+            answer = self.server(piece.index, elements, size * 8, mean)
             if isinstance(answer, tuple):
                 answer, scales[piece.index] = answer
             used = slice(piece.part.start, piece.part.start + packed_size(piece.numel))

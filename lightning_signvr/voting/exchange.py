@@ -110,7 +110,10 @@ class Exchange:
         Raises:
             RuntimeError: another rank votes on something else, or sent something damaged.
         """
-        votes, headers = self._send_up(negative, abstaining, missing, scales, step, traffic, group, detailed)
+        exact = decide.average is not None
+        votes, headers = self._send_up(
+            negative, abstaining, missing, scales, step, traffic, group, detailed, exact
+        )
         with traffic.timed("tally"):
             factors = torch.tensor([header.scales for header in headers]) if self._scaled else None
             ballots = ShardBallots(
@@ -153,13 +156,14 @@ class Exchange:
         traffic: Traffic,
         group: dist.ProcessGroup | None,
         detailed: bool,
+        exact: bool,
     ) -> tuple[Tensor, list[BallotHeader]]:
         """Send each shard to its owner; all ranks' votes on the own shard, and their headers."""
         body, slot = self._head + self._shard, self._up.slot
         sent = self._buffer("sent", self._workers, body + slot)
         with traffic.timed("pack"):
             room = self._up.prepare(None if abstaining is None else abstaining.view(self._workers, -1))
-            header = BallotHeader(step, self._digest, room, missing, scales, detailed)
+            header = BallotHeader(step, self._digest, room, missing, scales, detailed, exact)
             sent[:, : self._head] = self._from_bytes(header.to_bytes())
             sent[:, self._head : body] = negative.view(self._workers, -1)
             self._up.write(sent[:, body:])
@@ -175,6 +179,7 @@ class Exchange:
                     self._up.most_room,
                     self._scaled,
                     detailed,
+                    exact,
                 )
                 for rank, head in enumerate(received[:, : self._head].cpu().numpy())
             ]

@@ -18,7 +18,13 @@ from lightning_signvr.signs import Counts
 
 _BALLOT = struct.Struct("<4sIQQ")  # format, step (low 32 bits), digest of layout and rules, room
 _OUTCOME = struct.Struct("<qqqqQ")  # counts, room
-_FORMATS = {False: b"SGN1", True: b"SGD1"}  # by whether details are asked for
+# by whether details are asked for, and whether numbers in full precision follow
+_FORMATS = {
+    (False, False): b"SGN1",
+    (True, False): b"SGD1",
+    (False, True): b"SGX1",
+    (True, True): b"SGY1",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class BallotHeader:
         missing: for each tensor, whether this rank has no direction at all.
         scales: for each tensor, the factor of this rank's signs; None for plain votes.
         detailed: whether this rank wants to know the vote's details.
+        exact: whether this rank goes on to send numbers in full precision.
     """
 
     step: int
@@ -40,6 +47,7 @@ class BallotHeader:
     missing: Sequence[bool]
     scales: Sequence[float] | None = None
     detailed: bool = False
+    exact: bool = False
 
     @staticmethod
     def size(num_tensors: int, scaled: bool = False) -> int:
@@ -48,7 +56,8 @@ class BallotHeader:
 
     def to_bytes(self) -> bytes:
         flags = np.packbits(np.array(self.missing, bool), bitorder="little").tobytes()
-        head = _BALLOT.pack(_FORMATS[self.detailed], self.step & 0xFFFFFFFF, self.digest, self.room)
+        form = _FORMATS[self.detailed, self.exact]
+        head = _BALLOT.pack(form, self.step & 0xFFFFFFFF, self.digest, self.room)
         scales = b"" if self.scales is None else np.array(self.scales, "<f4").tobytes()
         count = len(self.missing)
         return (head + flags.ljust(_flag_bytes(count), b"\0") + scales).ljust(
@@ -66,6 +75,7 @@ class BallotHeader:
         most_room: int,
         scaled: bool = False,
         detailed: bool = False,
+        exact: bool = False,
     ) -> BallotHeader:
         """Read the header of ``rank`` and check that it is about the same vote.
 
@@ -73,12 +83,14 @@ class BallotHeader:
             RuntimeError: it is not, with the reason and the rank.
         """
         form, their_step, their_digest, room = _BALLOT.unpack_from(data)
-        if form not in _FORMATS.values():
+        forms = {known: flags for flags, known in _FORMATS.items()}
+        if form not in forms:
             raise RuntimeError(
                 f"rank {rank} sent something that is not a sign vote ({form!r}): all ranks must run the "
                 "same version of lightning-signvr, and no other collective may be in between"
             )
-        if form != _FORMATS[detailed]:
+        their_detailed, their_exact = forms[form]
+        if their_detailed != detailed:
             does, other = ("does not ask", "does") if detailed else ("asks", "does not")
             raise RuntimeError(
                 f"rank {rank} {does} for the details of this vote and this rank {other}: use the same "
@@ -95,6 +107,13 @@ class BallotHeader:
                 f"rank {rank} votes on other tensors or by other rules than this rank: build the model, "
                 "the optimizer and the vote (ties, zeros, seed) in the same way on all ranks"
             )
+        if their_exact != exact:
+            sends, other = ("does not send", "does") if exact else ("sends", "does not")
+            raise RuntimeError(
+                f"rank {rank} {sends} a gradient in full precision in this step and this rank {other}: "
+                "take snapshots in the same steps on all ranks (use the same period), and a large first "
+                "batch on all of them or on none"
+            )
         check_room(room, most_room, rank)
         flags = np.frombuffer(data, np.uint8, _flag_bytes(num_tensors), _BALLOT.size)
         missing = np.unpackbits(flags, count=num_tensors, bitorder="little").astype(bool).tolist()
@@ -107,7 +126,7 @@ class BallotHeader:
                     "find out why, or clip gradients"
                 )
             scales = values.tolist()
-        return cls(step, digest, room, missing, scales, detailed)
+        return cls(step, digest, room, missing, scales, detailed, exact)
 
 
 def _flag_bytes(num_tensors: int) -> int:

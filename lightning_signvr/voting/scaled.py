@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_signvr.voting.averaging import average_at_owners
 from lightning_signvr.voting.decisions import ByScaledMean, Server
 from lightning_signvr.voting.exchange import Outcome
 from lightning_signvr.voting.majority import MajorityVote
@@ -47,6 +49,7 @@ class ScaledMeanVote(MajorityVote):
         server: Server,
         like: Sequence[Tensor] | None = None,
         scaled_answer: bool = False,
+        exact: Sequence[Tensor | None] | None = None,
     ) -> VotedSigns:
         """Vote; a collective: every rank must call it equally often.
 
@@ -57,6 +60,10 @@ class ScaledMeanVote(MajorityVote):
                 tensor in the own shard.
             scaled_answer: whether ``server`` returns a factor too. It comes back with the signs, a float32
                 per tensor and rank, and is part of what ``add_to_`` adds.
+            exact: numbers that this worker sends in full precision, one tensor for each direction, None for
+                0: the server gets their mean in the place of the scaled signs'. All ranks pass some, or none
+                does. The workers still say by their directions who takes part, and by their scales whether
+                they are finite. See :func:`~lightning_signvr.voting.averaging.average_at_owners`.
 
         Returns:
             The signs that came back, the same on all ranks.
@@ -64,7 +71,10 @@ class ScaledMeanVote(MajorityVote):
         Raises:
             TypeError, ValueError, RuntimeError: as for :class:`MajorityVote`.
         """
-        return self._vote(directions, like, scales, ByScaledMean(server, scaled_answer))
+        average = None
+        if exact is not None:
+            average = partial(average_at_owners, exact, traffic=self.traffic, group=self.process_group)
+        return self._vote(directions, like, scales, ByScaledMean(server, scaled_answer, average))
 
     @override
     def _result(self, outcome: Outcome, fields: dict[str, Any]) -> VotedSigns:

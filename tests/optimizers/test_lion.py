@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_signvr import MajorityVote, Signum
 from lightning_signvr.optimizers.lion import Lion
+from lightning_signvr.voting import MeanVote
 from tests.optimizers.problems import SIZE, gradient, majority
 from tests.workers import run_workers
 
@@ -21,11 +24,18 @@ OPTIONS: list[dict[str, Any]] = [
     {"betas": (0.0, 0.5)},
     {},
     {"maximize": True},
+    {"betas": (0.5, 0.75), "weight_decay": 0.5, "average": True},
 ]
+
+
+def mean_sign(directions: list[Tensor]) -> Tensor:
+    total = torch.stack(directions).sign().sum(0)
+    return (total.float() / len(directions)).double()
 
 
 def reference(workers: int, betas: tuple[float, float] = (0.9, 0.99), **options: Any) -> Tensor:
     """``u = b1 m + (1 - b1) g``; ``m = b2 m + (1 - b2) g``; ``x = x - lr (vote(sign(u)) + wd x)``."""
+    vote = mean_sign if options.get("average") else majority
     now, later = betas
     point = torch.zeros(SIZE, dtype=torch.float64)
     averages = [torch.zeros_like(point) for _ in range(workers)]
@@ -36,14 +46,16 @@ def reference(workers: int, betas: tuple[float, float] = (0.9, 0.99), **options:
             fresh = gradient(point, rank, step)
             directions.append(now * averages[rank] + (1 - now) * fresh)
             averages[rank] = later * averages[rank] + (1 - later) * fresh
-        point = (1 - LR * options.get("weight_decay", 0.0)) * point + sign * LR * majority(directions)
+        point = (1 - LR * options.get("weight_decay", 0.0)) * point + sign * LR * vote(directions)
     return point
 
 
-def train(rank: int, options: dict[str, Any]) -> Tensor:
+def train(rank: int, options: dict[str, Any], vote: MajorityVote | None = None) -> Tensor:
     weight = nn.Parameter(torch.zeros(SIZE, dtype=torch.float64))
     weight.grad = torch.zeros_like(weight)
-    optimizer = Lion([weight], LR, vote=MajorityVote(ties="positive"), **options)
+    if vote is None and not options.get("average"):
+        vote = MajorityVote(ties="positive")
+    optimizer = Lion([weight], LR, vote=vote, **options)
     for step in range(STEPS):
         weight.grad.copy_(gradient(weight.detach(), rank, step))  # reused memory, as under DDP
         optimizer.step()
@@ -56,6 +68,7 @@ def test_one_worker_follows_the_formula_bit_for_bit(options: dict[str, Any]) -> 
 
 
 def train_all(rank: int) -> list[Tensor]:
+    assert train(rank, {}, MeanVote()).equal(train(rank, {"average": True}))
     return [train(rank, options) for options in OPTIONS]
 
 
@@ -115,6 +128,18 @@ def test_resumes_exactly(tmp_path: Any) -> None:
     steps(weight, optimizer, 5)
     steps(twin, twin_optimizer, 5)
     assert torch.equal(weight, twin)
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_copies_know_that_they_average(copy_of: Any) -> None:
+    twin = copy_of(Lion([nn.Parameter(torch.zeros(3))], average=True))
+    assert twin.vote_is_default
+    assert twin.vote_class is type(twin.vote) is MeanVote
+
+
+def test_averaging_needs_a_mean() -> None:
+    with pytest.raises(TypeError, match="vote must be a MeanVote or None for Lion"):
+        Lion([nn.Parameter(torch.zeros(3))], average=True, vote=MajorityVote())
 
 
 def test_16_bit_parameters_have_a_float32_average() -> None:

@@ -73,6 +73,17 @@ def test_all_ranks_ask_for_details_or_none(detailed):
         BallotHeader.from_bytes(data, 1, 2, 7, 5, 64, False, detailed)
 
 
+@pytest.mark.parametrize("detailed", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_all_ranks_send_exact_numbers_or_none(exact, detailed):
+    header = BallotHeader(7, 5, 0, [True], None, detailed, exact)
+    read = [1, 2, 7, 5, 64, False, detailed]
+    assert BallotHeader.from_bytes(header.to_bytes(), *read, exact) == header
+    theirs = "sends" if exact else "does not send"
+    with pytest.raises(RuntimeError, match=f"rank 2 {theirs} a gradient in full precision .* same period"):
+        BallotHeader.from_bytes(header.to_bytes(), *read, not exact)
+
+
 @given(st.integers(0, 191), flags)
 def test_a_flipped_bit_in_front_is_found_unless_it_is_a_possible_room(bit, missing):
     good = BallotHeader(7, 2**63 + 5, 16, missing)
