@@ -166,20 +166,23 @@ def simulate(workers: int, accumulate: int, clip: bool, manual: bool) -> list[di
     return [{"parameters": flat(parameters), "estimate": flat(estimate)} for estimate in estimates]
 
 
-def cases(workers: int) -> list[tuple[str, int]]:
-    """All combinations; compiling is slow and does not depend on the number of workers."""
-    variants = [variant for variant in VARIANTS if variant != "compile" or workers == 2]
+def cases(slow: bool, workers: int) -> list[tuple[str, int]]:
+    """All combinations; compiling is slow, and is left to the slow tests but for two workers."""
+    variants = [variant for variant in VARIANTS if (variant == "compile" and workers != 2) == slow]
     return [(variant, accumulate) for variant in variants for accumulate in ACCUMULATE]
 
 
-def train_all(rank: int) -> dict[tuple[str, int], dict[str, Any]]:
-    return {case: train(rank, *case) for case in cases(dist.get_world_size())}
+def train_all(rank: int, slow: bool) -> dict[tuple[str, int], dict[str, Any]]:
+    return {case: train(rank, *case) for case in cases(slow, dist.get_world_size())}
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_equals_a_simulation_with_copies_of_the_model(workers: int) -> None:
-    results = run_workers(train_all, workers, timeout=100)
-    for variant, accumulate in cases(workers):
+SLOW = [pytest.param(True, workers, marks=pytest.mark.slow, id=f"compile-{workers}") for workers in (1, 3)]
+
+
+@pytest.mark.parametrize(("slow", "workers"), [(False, 1), (False, 2), (False, 3), *SLOW])
+def test_equals_a_simulation_with_copies_of_the_model(slow: bool, workers: int) -> None:
+    results = run_workers(train_all, workers, slow, timeout=100)
+    for variant, accumulate in cases(slow, workers):
         expected = simulate(workers, accumulate, clip=variant == "clip", manual=variant == "manual")
         microbatches = STEPS * accumulate
         for rank, (result, simulated) in enumerate(zip(results, expected, strict=True)):
