@@ -1,4 +1,4 @@
-"""What watching costs: training with all monitors beside training with none; and whether bytes are counted right.
+"""What watching costs: training with all monitors beside training with none. And: are bytes counted right?
 
 ``python benchmarks/monitoring.py --output benchmarks/results/monitoring.md``
 
@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from network import Network, NetworkUnavailable, torchrun_variables, wait_for
+from network import Network, NetworkUnavailableError, torchrun_variables, wait_for
 from timing import heading
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ class Perceptron(L.LightningModule):
         super().__init__()
         torch.manual_seed(0)
         sizes = [1024, *[1228] * 6, 1024]
-        layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
         self.net = nn.Sequential(*layers)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -57,24 +58,25 @@ class Stopwatch(L.Callback):
     """Seconds per step after the warm-up, and bytes counted and seen at the interface."""
 
     def __init__(self) -> None:
-        self.start: tuple[float, int, int] = (0.0, 0, 0)
-        self.seconds = 0.0
+        self.start: tuple[float, float, int, int] = (0.0, 0.0, 0, 0)
+        self.seconds = self.cpu = 0.0
         self.counted = self.seen = 0
 
     @staticmethod
-    def _read(trainer: L.Trainer) -> tuple[float, int, int]:
+    def _read(trainer: L.Trainer) -> tuple[float, float, int, int]:
         interface = Path("/sys/class/net/eth0/statistics/tx_bytes")
         seen = int(interface.read_text()) if "GLOO_SOCKET_IFNAME" in os.environ else 0
         votes: Any = trainer.strategy.votes  # type: ignore[attr-defined]
-        return time.perf_counter(), votes[0].traffic.bytes_sent, seen
+        return time.perf_counter(), time.process_time(), votes[0].traffic.bytes_sent, seen
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == WARM_UP:
             self.start = self._read(trainer)
         elif trainer.global_step == WARM_UP + STEPS:
             now = self._read(trainer)
-            self.seconds = (now[0] - self.start[0]) / STEPS
-            self.counted, self.seen = now[1] - self.start[1], now[2] - self.start[2]
+            difference = [after - before for before, after in zip(self.start, now, strict=True)]
+            self.seconds, self.cpu = difference[0] / STEPS, difference[1] / STEPS
+            self.counted, self.seen = int(difference[2]), int(difference[3])
 
 
 def train(watched: bool, folder: str) -> Stopwatch:
@@ -108,9 +110,8 @@ def work(rounds: int) -> None:
             # the order changes from round to round
             for watched in (False, True) if number % 2 == 0 else (True, False):
                 run = train(watched, folder)
-                results.append(
-                    {"watched": watched, "seconds": run.seconds, "counted": run.counted, "seen": run.seen}
-                )
+                keys = ("seconds", "cpu", "counted", "seen")
+                results.append({"watched": watched, **{key: getattr(run, key) for key in keys}})
     print(json.dumps(results), flush=True)
 
 
@@ -122,7 +123,7 @@ def measure(rounds: int) -> tuple[list[dict[str, float]], str]:
         with Network(2) as network:
             outputs = wait_for(network.start(script, **variables), timeout=1800)
             where = "two hosts (network namespaces) on an unshaped link"
-    except NetworkUnavailable as error:
+    except NetworkUnavailableError as error:
         print(f"skipped: bytes at the network interface: {error}", file=sys.stderr)
         processes = [
             subprocess.Popen(
@@ -137,39 +138,38 @@ def measure(rounds: int) -> tuple[list[dict[str, float]], str]:
     return json.loads(outputs[0].strip().splitlines()[-1]), where
 
 
+def row(name: str, key: str, results: list[dict[str, float]]) -> str:
+    """One line of the table."""
+    plain, watched = (
+        [1000 * result[key] for result in results if result["watched"] == chosen] for chosen in (False, True)
+    )
+    pairs = [b / a for a, b in zip(plain, watched, strict=True)]
+    cells = [f"{statistics.median(own):.2f} | {min(own):.2f} to {max(own):.2f}" for own in (plain, watched)]
+    met = "yes" if statistics.median(pairs) <= LIMIT else "no"
+    ratio = f"{statistics.median(pairs):.3f} | {min(pairs):.3f} to {max(pairs):.3f}"
+    return f"| {name} | {cells[0]} | {cells[1]} | {ratio} | {LIMIT} | {met} |"
+
+
 def report(results: list[dict[str, float]], where: str, rounds: int) -> str:
-    times = {
-        watched: [1000 * result["seconds"] for result in results if result["watched"] == watched]
-        for watched in (False, True)
-    }
-    pairs = [watched / plain for plain, watched in zip(times[False], times[True], strict=True)]
-    ratio = statistics.median(pairs)
     lines = [
         *heading("Monitoring", rounds),
         f"Two workers with one thread each, {where}; MLP of 10.5 M parameters, batch 16 per worker, Signum, "
         f"`log_every_n_steps=50`, {STEPS} steps per round after {WARM_UP} of warm-up, TensorBoard logger in "
         "both. Monitors: SignVoteMonitor (all parts, per layer), VoteAutopsy, ReplicaCheck.",
         "",
-        "| | median ms per step | min to max |",
-        "|---|---:|---:|",
-    ]
-    for watched, name in ((False, "no monitors"), (True, "all monitors")):
-        own = times[watched]
-        lines.append(f"| {name} | {statistics.median(own):.2f} | {min(own):.2f} to {max(own):.2f} |")
-    met = "yes" if ratio <= LIMIT else "no"
-    lines += [
-        "",
+        "| per step | no monitors: median ms | min to max | all monitors: median ms | min to max "
         "| median ratio of the rounds | min to max | aim | met |",
-        "|---:|---:|---:|---|",
-        f"| {ratio:.3f} | {min(pairs):.3f} to {max(pairs):.3f} | {LIMIT} | {met} |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        row("wall time", "seconds", results),
+        row("CPU time of rank 0", "cpu", results),
         "",
     ]
     if any(result["seen"] for result in results):
         shares = [result["seen"] / result["counted"] for result in results]
         met = "yes" if max(shares) <= 1.05 else "no"
         lines += [
-            "Bytes that rank 0's interface sent (TCP and IP headers, acknowledgements and the monitors' own small "
-            "all-reduces included), divided by those that the vote counted, which is what the monitor logs:",
+            "Bytes that rank 0's interface sent (TCP and IP headers, acknowledgements and the monitors' own "
+            "small all-reduces included), divided by those that the vote counted, which the monitor logs:",
             "",
             "| min to max | aim | met |",
             "|---:|---:|---|",

@@ -12,7 +12,7 @@ from types import TracebackType
 _SWITCH = "svr-switch"
 
 
-class NetworkUnavailable(RuntimeError):
+class NetworkUnavailableError(RuntimeError):
     """This machine does not let us make network namespaces; the message says why."""
 
 
@@ -26,7 +26,7 @@ class Network:
         rate: of each link in the words of ``tc``, such as ``"100mbit"``; None for no limit.
 
     Raises:
-        NetworkUnavailable: on entry, with the reason.
+        NetworkUnavailableError: on entry, with the reason.
     """
 
     def __init__(self, hosts: int, rate: str | None = None) -> None:
@@ -36,16 +36,18 @@ class Network:
 
     def __enter__(self) -> Network:
         if sys.platform != "linux" or os.geteuid() != 0:
-            raise NetworkUnavailable("network namespaces need Linux and root")
+            raise NetworkUnavailableError("network namespaces need Linux and root")
         for tool in ("ip", "tc"):
             if shutil.which(tool) is None:
-                raise NetworkUnavailable(f"network namespaces need the command {tool!r} (Debian: iproute2)")
+                raise NetworkUnavailableError(
+                    f"network namespaces need the command {tool!r} (Debian: iproute2)"
+                )
         self._remove()
         try:
             self._make()
         except subprocess.CalledProcessError as error:
             self._remove()
-            raise NetworkUnavailable(
+            raise NetworkUnavailableError(
                 f"{' '.join(error.cmd)!r} is not allowed here: {error.stderr.strip()}"
             ) from error
         return self
@@ -115,7 +117,7 @@ def torchrun_variables(rank: int, nodes: int, address: str, port: int = 29400) -
 
 
 def wait_for(processes: Sequence[subprocess.Popen[str]], timeout: float) -> list[str]:
-    """What each process printed; kills all of them where one fails or takes longer than ``timeout`` seconds."""
+    """What each process printed; kills all where one fails or takes longer than ``timeout`` seconds."""
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]
         for rank, process in enumerate(processes):

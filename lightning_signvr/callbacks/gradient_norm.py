@@ -77,13 +77,14 @@ class GradientNormMonitor(Monitor):
         plain = [getattr(item, "_optimizer", item) for item in trainer.optimizers]
         number, count = plain.index(optimizer), len(plain)
         gradients = [p.grad for p in voted_parameters(optimizer)]
-        for name in self.norms:
-            value = float(total_norm(gradients, NORMS[name]))
-            self._values[numbered(_key(name), number, count)] = value
-        if self.per_layer:
-            for layer, indices in self._layers[number].items():
-                value = float(total_norm((gradients[index] for index in indices), 2))
-                self._values[numbered(f"grad_norm/layer/{layer}", number, count)] = value
+        for name in {*self.norms, *(["l2"] if self.per_layer else [])}:
+            own = [total_norm([gradient], NORMS[name]) for gradient in gradients]  # of each tensor
+            if name in self.norms:
+                self._values[numbered(_key(name), number, count)] = float(total_norm(own, NORMS[name]))
+            if self.per_layer and name == "l2":
+                for layer, indices in self._layers[number].items():
+                    value = float(total_norm((own[index] for index in indices), 2))
+                    self._values[numbered(f"grad_norm/layer/{layer}", number, count)] = value
         if isinstance(optimizer, SignOptimizer):
             squares = self._squares[numbered("grad_norm/estimate", number, count)] = []
             self.observe(optimizer, lambda _, estimate: squares.append(float(total_norm([estimate], 2)) ** 2))

@@ -99,8 +99,11 @@ def _norms(gradient: Tensor, order: float) -> list[Tensor]:
         return list(torch.aminmax(values))  # a tenth of vector_norm's time
     wide = torch.promote_types(values.dtype, torch.float32)
     block = _BLOCK if values.device.type == "cpu" else values.numel()
-    parts = (values[start : start + block] for start in range(0, values.numel(), block))
-    return [torch.linalg.vector_norm(part.to(wide), order) for part in parts]
+    parts = (part.to(wide) for part in values.split(block))
+    if order == 1:  # half of vector_norm's time
+        sizes = torch.empty(min(block, values.numel()), dtype=wide, device=values.device)
+        return [torch.abs(part, out=sizes[: part.numel()]).sum() for part in parts]
+    return [torch.linalg.vector_norm(part, order) for part in parts]
 
 
 def _gradient(item: Tensor | None) -> Tensor | None:
