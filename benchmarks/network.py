@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from types import TracebackType
 
-_SWITCH = "svr-switch"
+_MINE = f"signvr-{os.getpid()}"  # two benchmarks at once do not share a network
+_SWITCH = f"{_MINE}-switch"
 
 
 class NetworkUnavailableError(RuntimeError):
@@ -31,7 +32,7 @@ class Network:
 
     def __init__(self, hosts: int, rate: str | None = None) -> None:
         self.rate = rate
-        self.names = [f"svr-host-{number}" for number in range(hosts)]
+        self.names = [f"{_MINE}-{number}" for number in range(hosts)]
         self.addresses = [f"10.77.0.{number + 1}" for number in range(hosts)]
 
     def __enter__(self) -> Network:

@@ -71,6 +71,10 @@ class SharedGradScaler(GradScaler):
         for flag in flags.values():
             self.traffic.all_reduce_max(flag, self.process_group)
 
+    def overflowed(self, optimizer: Optimizer) -> bool:
+        """Whether a gradient of this step was not finite on any rank, as :meth:`unscale_` found."""
+        return any(bool(flag) for flag in self._found_inf_per_device(optimizer).values())
+
     def _unscale_anchors(self, optimizer: AnchoredOptimizer) -> None:
         assert self._scale is not None
         inverse = self._scale.double().reciprocal().float()

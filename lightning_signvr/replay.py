@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.optimizers.random_state import RandomState
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 # what a Metric keeps beside its states; private, so that a release may lack some of them
 _METRIC_ATTRIBUTES = (
@@ -110,7 +113,7 @@ class Surroundings:
             for name, buffer in part._buffers.items()
             if buffer is not None
         ]
-        metrics = [(part, _metric_state(part)) for part in modules if isinstance(part, Metric)]
+        metrics = [(metric, _metric_state(metric)) for metric in _metrics_among(modules)]
         return cls(RandomState.capture(), buffers, metrics)
 
     def restore_inputs(self) -> None:
@@ -125,6 +128,13 @@ class Surroundings:
         self.restore_inputs()
         for metric, state in self.metrics:
             metric.__dict__.update(state)
+
+
+def _metrics_among(modules: Iterable[nn.Module]) -> list[Metric]:
+    # who has metrics has imported torchmetrics; the others need not have it at all
+    torchmetrics = sys.modules.get("torchmetrics")
+    metric_class = getattr(torchmetrics, "Metric", None)  # none while it is being imported
+    return [] if metric_class is None else [part for part in modules if isinstance(part, metric_class)]
 
 
 def _metric_state(metric: Metric) -> dict[str, Any]:

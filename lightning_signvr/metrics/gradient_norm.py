@@ -99,7 +99,7 @@ def _norms(gradient: Tensor, order: float) -> list[Tensor]:
         return list(torch.aminmax(values))  # a tenth of vector_norm's time
     wide = torch.promote_types(values.dtype, torch.float32)
     block = _BLOCK if values.device.type == "cpu" else values.numel()
-    parts = (part.to(wide) for part in values.split(block))
+    parts = (part.to(wide) for part in torch.split(values, block))
     if order == 1:  # half of vector_norm's time
         sizes = torch.empty(min(block, values.numel()), dtype=wide, device=values.device)
         return [torch.abs(part, out=sizes[: part.numel()]).sum() for part in parts]

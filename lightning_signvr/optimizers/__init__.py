@@ -2,6 +2,7 @@
 
 from lightning_signvr.optimizers.anchored import AnchoredOptimizer
 from lightning_signvr.optimizers.base import SignOptimizer
+from lightning_signvr.optimizers.clipping import clip_grad_norm_
 from lightning_signvr.optimizers.dvrfs import DVRQFS, DVRSignFS
 from lightning_signvr.optimizers.dvrq import DVRQ
 from lightning_signvr.optimizers.dvrsign import DVRSign
@@ -53,5 +54,6 @@ __all__ = [
     "Signum",
     "SnapshotOptimizer",
     "StoSignSGD",
+    "clip_grad_norm_",
     "vote_gradients",
 ]

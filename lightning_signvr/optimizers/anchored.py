@@ -196,7 +196,7 @@ class AnchoredOptimizer(SignOptimizer):
                 f"the backward pass inside `with optimizer.at({missing[0]!r}):`, or use "
                 'lightning_signvr.replay.Replay; under Lightning use strategy="sign_vote" or add '
                 "lightning_signvr.callbacks.SecondGradient() to the Trainer's callbacks, and with manual "
-                "optimization optimizer.step(closure)."
+                "optimization optimizer.step(closure); under Accelerate sv.backward(loss_of)."
             )
 
     @override

@@ -53,7 +53,7 @@ def check_clips_by_value(optimizer: Optimizer) -> None:
     """
     if isinstance(optimizer, AnchoredOptimizer) and optimizer.active_anchors():
         raise ValueError(
-            f"clipping by value would clip the two gradients of {type(optimizer).__name__} differently, so that "
-            'their difference meant nothing: clip by norm (Lightning: gradient_clip_algorithm="norm"; Fabric: '
-            "clip_gradients(..., max_norm=...))"
+            f"clipping by value would clip the two gradients of {type(optimizer).__name__} differently, so "
+            "that their difference meant nothing: clip by norm (Lightning: "
+            'gradient_clip_algorithm="norm"; Fabric: clip_gradients(..., max_norm=...))'
         )

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
-import logging
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_signvr.optimizers import SignOptimizer, vote_gradients
-from lightning_signvr.optimizers.rank_states import own_rank_state, with_rank_states
-from lightning_signvr.strategies.module_state import average_buffers, broadcast_state
+from lightning_signvr.connecting import Connection, destroy_process_group_at_exit
+from lightning_signvr.module_state import average_buffers, broadcast_state
+from lightning_signvr.strategies.registering import register
 from lightning_signvr.strategies.replaying import ReplayMixin
 from lightning_signvr.voting import MajorityVote, TieRule, ZeroRule
 
@@ -27,22 +22,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.accelerators import Accelerator
     from lightning.pytorch.plugins import CheckpointIO, Precision
-
-log = logging.getLogger(__name__)
-
-REGISTERED_NAMES: Mapping[str, str] = {
-    "sign_vote": "popen",
-    "sign_vote_spawn": "spawn",
-    "sign_vote_fork": "fork",
-    "sign_vote_notebook": "fork",
-}
-_VOTE_STATE = "sign_vote"
-
-
-@cache
-def _destroy_process_group_at_exit() -> None:
-    # Lightning does so for nccl alone; gloo's threads may abort a process that ends with a live group
-    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
 class SignVoteMixin(ReplayMixin):
@@ -103,8 +82,7 @@ class SignVoteMixin(ReplayMixin):
         )
         MajorityVote(ties=ties, zeros=zeros, seed=seed)  # raises on bad rules before anything starts
         self._rules: dict[str, Any] = {"ties": ties, "zeros": zeros, "seed": seed}
-        self._votes: list[MajorityVote] = []
-        self._hooks: list[RemovableHandle] = []
+        self._connections: list[Connection] = []
 
     def __repr__(self) -> str:
         # Lightning prints this where it refuses a strategy, which is where the remedy is needed
@@ -116,14 +94,14 @@ class SignVoteMixin(ReplayMixin):
     @property
     def votes(self) -> list[MajorityVote]:
         """The vote of each optimizer, in the order of ``configure_optimizers``."""
-        return self._votes
+        return [connection.vote for connection in self._connections]
 
     # -- set-up -----------------------------------------------------------------------------------
 
     @override
     def setup_environment(self) -> None:
         super().setup_environment()
-        _destroy_process_group_at_exit()
+        destroy_process_group_at_exit()
 
     @override
     def configure_ddp(self) -> None:
@@ -134,33 +112,19 @@ class SignVoteMixin(ReplayMixin):
     @override
     def setup_optimizers(self, trainer: Trainer) -> None:
         super().setup_optimizers(trainer)
-        self._remove_hooks()
-        self._votes = [self._connect(optimizer) for optimizer in self.optimizers]
+        self._disconnect()
+        self._connections = [
+            Connection(optimizer, self._rules, announce=self.is_global_zero) for optimizer in self.optimizers
+        ]
 
-    def _connect(self, optimizer: Optimizer) -> MajorityVote:
-        """Make ``optimizer`` follow a vote; which."""
-        if isinstance(optimizer, SignOptimizer):
-            if optimizer.vote_is_default:
-                optimizer.vote = optimizer.vote_class(**self._rules)
-            return optimizer.vote
-        vote = MajorityVote(**self._rules)
-        self._hooks.append(vote_gradients(optimizer, vote))
-        if self.is_global_zero:
-            log.warning(
-                "sign_vote: %s is not a sign optimizer; it steps on the majority sign (-1, 0 or +1) of the "
-                "workers' gradients. For momentum before the vote use lightning_signvr.Signum.",
-                type(optimizer).__name__,
-            )
-        return vote
-
-    def _remove_hooks(self) -> None:
-        """End the votes of other optimizers, which are the user's own again (and may be fitted again)."""
-        while self._hooks:
-            self._hooks.pop().remove()
+    def _disconnect(self) -> None:
+        # the votes stay where they can be looked at; the optimizers may be fitted again
+        for connection in self._connections:
+            connection.close()
 
     @override
     def teardown(self) -> None:
-        self._remove_hooks()
+        self._disconnect()
         super().teardown()
 
     # -- buffers ----------------------------------------------------------------------------------
@@ -191,23 +155,14 @@ class SignVoteMixin(ReplayMixin):
         """The optimizer's state; of a sign optimizer with the states of all workers (a collective)."""
         optimizer = getattr(optimizer, "_optimizer", optimizer)
         state: dict[str, Any] = dict(super().optimizer_state(optimizer))
-        if isinstance(optimizer, SignOptimizer):
-            return with_rank_states(state, self.root_device)
-        vote = self._votes[self.optimizers.index(optimizer)]
-        return {**state, _VOTE_STATE: {"step": vote.step}}
+        return self._connections[self.optimizers.index(optimizer)].complete(state, self.root_device)
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        states = []
-        for optimizer, vote, saved in zip(
-            self.optimizers, self._votes, checkpoint["optimizer_states"], strict=True
-        ):
-            state = dict(saved)
-            vote.step = state.pop(_VOTE_STATE, {"step": vote.step})["step"]
-            if isinstance(optimizer, SignOptimizer):
-                workers = dist.get_world_size() if dist.is_initialized() else 1
-                state = own_rank_state(state, self.global_rank, workers)
-            states.append(state)
+        states = [
+            connection.own(state)
+            for connection, state in zip(self._connections, checkpoint["optimizer_states"], strict=True)
+        ]
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
 
     # -- registry ---------------------------------------------------------------------------------
@@ -215,11 +170,4 @@ class SignVoteMixin(ReplayMixin):
     @classmethod
     @override
     def register_strategies(cls, strategy_registry: Any) -> None:
-        for name, start_method in REGISTERED_NAMES.items():
-            if name not in strategy_registry:
-                strategy_registry.register(
-                    name,
-                    cls,
-                    description=f"Majority vote of signs, 1 bit per parameter, started by {start_method!r}",
-                    start_method=start_method,
-                )
+        register(cls, strategy_registry)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_signvr.amp import SharedGradScaler
+from lightning_signvr.connecting import share_overflows
 from lightning_signvr.optimizers import AnchoredOptimizer
+from lightning_signvr.optimizers.clipping import check_clips_by_value, clip_grad_norm_
 from lightning_signvr.replay import Replay, Surroundings
 
 if TYPE_CHECKING:
@@ -166,9 +167,7 @@ class ReplayMixin(_Base):
 
     @override
     def setup_precision_plugin(self) -> None:
-        scaler = getattr(self.precision_plugin, "scaler", None)
-        if scaler is not None and not isinstance(scaler, SharedGradScaler):  # unscales at anchors too
-            self.precision_plugin.scaler = SharedGradScaler.like(scaler)  # type: ignore[attr-defined]
+        share_overflows(self.precision_plugin)
         super().setup_precision_plugin()
         clip_together(self.precision_plugin)
 
@@ -180,25 +179,13 @@ class ReplayMixin(_Base):
 
 
 def clip_together(plugin: Precision) -> None:
-    """Make a precision plugin clip gradients at anchors by the coefficient of those in ``.grad``.
-
-    Each on its own coefficient, their difference would no longer be a control variate.
-    """
+    """Make a precision plugin clip gradients at anchors together with those in ``.grad``."""
 
     def by_norm(optimizer: Optimizer, clip_val: float) -> None:
-        total = torch.nn.utils.clip_grad_norm_(plugin.main_params(optimizer), clip_val)
-        optimizer = _unwrapped(optimizer)
-        if isinstance(optimizer, AnchoredOptimizer):
-            coefficient = torch.clamp(clip_val / (total + 1e-6), max=1.0)  # as clip_grad_norm_ has it
-            for gradient in optimizer.anchor_gradients():
-                gradient.mul_(coefficient.to(gradient.device))
+        clip_grad_norm_(_unwrapped(optimizer), clip_val)
 
     def by_value(optimizer: Optimizer, clip_val: float) -> None:
-        if _is_anchored(optimizer):
-            raise ValueError(
-                f'gradient_clip_algorithm="value" would clip the two gradients of {type(optimizer).__name__} '
-                'differently, so that their difference meant nothing: use gradient_clip_algorithm="norm"'
-            )
+        check_clips_by_value(_unwrapped(optimizer))
         torch.nn.utils.clip_grad_value_(plugin.main_params(optimizer), clip_val)
 
     plugin.__dict__.update(clip_grad_by_norm=by_norm, clip_grad_by_value=by_value)

@@ -1,0 +1,105 @@
+"""What the integrations have in common: optimizers, their votes, loss scaling."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.optim import Optimizer
+
+from lightning_signvr.amp import SharedGradScaler
+from lightning_signvr.optimizers import SignOptimizer, vote_gradients
+from lightning_signvr.optimizers.rank_states import own_rank_state, with_rank_states
+from lightning_signvr.voting import LocalVote, MajorityVote
+
+log = logging.getLogger(__name__)
+
+_VOTE_STATE = "sign_vote"
+
+
+class Connection:
+    """An optimizer and the vote that it follows.
+
+    A sign optimizer without a vote of its own gets one by the strategy's rules; any other steps on voted
+    gradients, until :meth:`close`.
+
+    Args:
+        optimizer: the optimizer itself, no wrapper.
+        rules: ``ties``, ``zeros`` and ``seed``.
+        announce: whether to say that another optimizer steps on signs.
+
+    Attributes:
+        vote: what it follows.
+
+    Raises:
+        TypeError: an optimizer that cannot follow a vote (LBFGS).
+        ValueError: an optimizer with a LocalVote, of several workers.
+    """
+
+    def __init__(self, optimizer: Optimizer, rules: Mapping[str, Any], announce: bool) -> None:
+        self.optimizer = optimizer
+        self._hook = None
+        if isinstance(optimizer, SignOptimizer):
+            if optimizer.vote_is_default:
+                optimizer.vote = optimizer.vote_class(**rules)
+            self.vote = optimizer.vote
+            self._check_not_local()
+            return
+        self.vote = MajorityVote(**rules)
+        self._hook = vote_gradients(optimizer, self.vote)
+        if announce:
+            log.warning(
+                "sign_vote: %s is not a sign optimizer; it steps on the majority sign (-1, 0 or +1) of the "
+                "workers' gradients. For momentum before the vote use lightning_signvr.Signum.",
+                type(optimizer).__name__,
+            )
+
+    def _check_not_local(self) -> None:
+        if isinstance(self.vote, LocalVote) and _place()[1] > 1:
+            raise ValueError(
+                f"{type(self.optimizer).__name__} has a LocalVote, and under sign_vote gradients are not "
+                "averaged, so that the workers would part: leave out `vote`, or use a strategy that averages "
+                'gradients ("ddp")'
+            )
+
+    def close(self) -> None:
+        """End the votes of another optimizer, which is the user's own again."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def complete(self, state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """For a checkpoint: ``state``, of this worker, with what the others have; a collective."""
+        if isinstance(self.optimizer, SignOptimizer):
+            return with_rank_states(state, device)
+        return {**state, _VOTE_STATE: {"step": self.vote.step}}
+
+    def own(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """From a checkpoint: this worker's part of a complete state, for ``load_state_dict``."""
+        own = dict(state)
+        self.vote.step = own.pop(_VOTE_STATE, {"step": self.vote.step})["step"]
+        if not isinstance(self.optimizer, SignOptimizer):
+            return own
+        return own_rank_state(own, *_place())
+
+
+def _place() -> tuple[int, int]:
+    """This process' rank and the number of ranks."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def share_overflows(precision: Any) -> None:
+    """Make the workers agree on which steps of ``precision="16-mixed"`` to skip."""
+    scaler = getattr(precision, "scaler", None)
+    if scaler is not None and not isinstance(scaler, SharedGradScaler):  # unscales at anchors too
+        precision.scaler = SharedGradScaler.like(scaler)
+
+
+@cache
+def destroy_process_group_at_exit() -> None:
+    """Lightning does so for nccl alone; gloo's threads may abort a process that ends with a live group."""
+    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
