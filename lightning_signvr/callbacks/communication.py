@@ -48,7 +48,7 @@ class CommunicationMonitor(Monitor):
     @override
     def start(self, trainer: Trainer, module: LightningModule) -> None:
         super().start(trainer, module)
-        self._meters = [_Meter(vote) for vote in self._votes]
+        self._meters = [_Meter(vote) for _, vote in self._voters]
 
     @override
     def after_step(self, trainer: Trainer) -> None:

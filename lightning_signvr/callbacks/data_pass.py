@@ -11,7 +11,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from typing_extensions import override
 
@@ -129,6 +135,13 @@ class DataPass(Callback, ABC):
                     f"{name} cannot tell the batch size of {type(loader.batch_sampler).__name__}: give it an "
                     "attribute batch_size, or pass batch_size to the DataLoader"
                 )
+        # Lightning wraps samplers that it does not know in a subclass of DistributedSampler
+        if type(loader.sampler) not in (SequentialSampler, RandomSampler, DistributedSampler):
+            raise RuntimeError(
+                f"{name} passes over all samples of a dataset, and {type(loader.sampler).__name__} may leave "
+                "some out or repeat them: pass a torch.utils.data.Subset and shuffle=True to the DataLoader "
+                f"in its place, or call optimizer.{self.method}() yourself"
+            )
         replicas, rank, seed = 1, 0, (self.seed or 0) + trainer.global_rank
         if isinstance(loader.sampler, DistributedSampler):
             replicas, rank, seed = loader.sampler.num_replicas, loader.sampler.rank, self.seed or 0

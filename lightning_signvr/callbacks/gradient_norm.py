@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -51,12 +51,6 @@ class GradientNormMonitor(Monitor):
         self.per_layer = per_layer
         self._values: dict[str, float | None] = {}
         self._squares: dict[str, list[float]] = {}  # of the estimates of this step
-        self._layers: list[dict[str, list[int]]] = []
-
-    @override
-    def start(self, trainer: Trainer, module: LightningModule) -> None:
-        super().start(trainer, module)
-        self._layers = [layers_of(item, module) for item in trainer.optimizers] if self.per_layer else []
 
     def _forget(self, trainer: Trainer) -> None:
         """Unknown, under the keys that all workers have."""
@@ -67,7 +61,8 @@ class GradientNormMonitor(Monitor):
             if isinstance(getattr(optimizer, "_optimizer", optimizer), SignOptimizer):
                 keys.append("grad_norm/estimate")
             if self.per_layer:
-                keys += [f"grad_norm/layer/{name}" for name in self._layers[number]]
+                layers = layers_of(getattr(optimizer, "_optimizer", optimizer), trainer.lightning_module)
+                keys += [f"grad_norm/layer/{name}" for name in layers]
             self._values.update({numbered(key, number, count): None for key in keys})
 
     @override
@@ -76,14 +71,15 @@ class GradientNormMonitor(Monitor):
             self._forget(trainer)
         plain = [getattr(item, "_optimizer", item) for item in trainer.optimizers]
         number, count = plain.index(optimizer), len(plain)
-        gradients = [p.grad for p in voted_parameters(optimizer)]
+        gradients = [(i, p.grad) for i, p in enumerate(voted_parameters(optimizer)) if p.grad is not None]
         for name in {*self.norms, *(["l2"] if self.per_layer else [])}:
-            own = [total_norm([gradient], NORMS[name]) for gradient in gradients]  # of each tensor
+            own = {index: total_norm([gradient], NORMS[name]) for index, gradient in gradients}
             if name in self.norms:
-                self._values[numbered(_key(name), number, count)] = float(total_norm(own, NORMS[name]))
+                value = float(total_norm(own.values(), NORMS[name]))
+                self._values[numbered(_key(name), number, count)] = value
             if self.per_layer and name == "l2":
-                for layer, indices in self._layers[number].items():
-                    value = float(total_norm((own[index] for index in indices), 2))
+                for layer, indices in layers_of(optimizer, trainer.lightning_module).items():
+                    value = float(total_norm((own.get(index) for index in indices), 2))
                     self._values[numbered(f"grad_norm/layer/{layer}", number, count)] = value
         if isinstance(optimizer, SignOptimizer):
             squares = self._squares[numbered("grad_norm/estimate", number, count)] = []
@@ -93,7 +89,9 @@ class GradientNormMonitor(Monitor):
     def of_this_worker(self, trainer: Trainer, outputs: Any) -> dict[str, float | None]:
         if not self._values:
             self._forget(trainer)  # no step was taken here
-        self._values.update({key: math.sqrt(sum(squares)) for key, squares in self._squares.items()})
+        self._values.update(
+            {key: math.sqrt(sum(squares)) for key, squares in self._squares.items() if squares}
+        )
         values, self._values, self._squares = self._values, {}, {}
         return values
 

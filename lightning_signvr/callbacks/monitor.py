@@ -66,9 +66,9 @@ class SignVoteMonitor(Monitor):
         super().start(trainer, module)
         for part in self._parts:
             part.start(trainer, module)
-        if not self._votes or not trainer.is_global_zero:
+        if not self._voters or not trainer.is_global_zero:
             return
-        self._settings = settings_of(trainer, list(self._votes))
+        self._settings = settings_of(trainer, self._voters)
         for writer in writers_of(trainer):
             writer.add_custom_scalars(LAYOUT)
             writer.add_text("sign_vote/settings", as_table(self._settings))

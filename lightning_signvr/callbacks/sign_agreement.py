@@ -50,26 +50,24 @@ class SignAgreementMonitor(Monitor):
 
     def __init__(self, per_layer: bool = True, per_worker: bool = True, flips: bool = True) -> None:
         self.per_layer, self.per_worker, self.flips = per_layer, per_worker, flips
-        self._layers: list[dict[str, list[int]]] = []
         self._flip_rates: dict[int, tuple[int, FlipRate]] = {}  # with the vote before the logged one
         self._heat_map = HeatMap("sign_vote/agreement by layer")
 
     @override
     def start(self, trainer: Trainer, module: LightningModule) -> None:
         super().start(trainer, module)
-        self._layers = [layers_of(item, module) for item in trainer.optimizers]
         self._flip_rates = {}
         self._heat_map.clear()
 
     @override
     def before_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        for vote in self._votes:
-            vote.detailed = self.per_layer or self.per_worker
+        for own, vote in self._voters:
+            if own is optimizer and (self.per_layer or self.per_worker):
+                vote.request_details()
 
     @override
     def after_step(self, trainer: Trainer) -> None:
-        for number, vote in enumerate(self._votes):
-            vote.detailed = False
+        for number, (_, vote) in enumerate(self._voters):
             self._flip_rates.pop(number, None)
             if self.flips and vote.last is not None and is_logging_step(trainer, ahead=1):
                 flip_rate = FlipRate()
@@ -79,9 +77,9 @@ class SignAgreementMonitor(Monitor):
     @override
     def of_all_workers(self, trainer: Trainer) -> dict[str, float]:
         values: dict[str, float] = {}
-        for number, vote in enumerate(self._votes):
+        for number, (optimizer, vote) in enumerate(self._voters):
             voted = vote.last
-            if voted is None:
+            if voted is None or not self.has_voted(number):
                 continue
             found = {
                 "agreement": voted.agreement,
@@ -91,9 +89,9 @@ class SignAgreementMonitor(Monitor):
             if self.flips:
                 found.update(self._flips(number, vote, voted))
             if voted.details is not None:
-                found.update(self._closer(voted.details, self._layers[number]))
+                found.update(self._closer(voted.details, layers_of(optimizer, trainer.lightning_module)))
             for key, value in found.items():
-                values[numbered(f"sign_vote/{key}", number, len(self._votes))] = value
+                values[numbered(f"sign_vote/{key}", number, len(self._voters))] = value
         return values
 
     def _flips(self, number: int, vote: MajorityVote, voted: VotedSigns) -> dict[str, float]:
@@ -114,15 +112,15 @@ class SignAgreementMonitor(Monitor):
 
     @override
     def show(self, trainer: Trainer, step: int) -> None:
-        for number, vote in enumerate(self._votes):
-            if vote.last is None or vote.last.details is None:
+        for number, (optimizer, vote) in enumerate(self._voters):
+            if vote.last is None or vote.last.details is None or not self.has_voted(number):
                 continue
             details = vote.last.details
             if number == 0 and self.per_layer:
-                layers = self._layers[0].items()
+                layers = layers_of(optimizer, trainer.lightning_module).items()
                 self._heat_map.add(step, {name: _agreement(details.counts_of(ids)) for name, ids in layers})
             for writer in writers_of(trainer):
-                tag = numbered("sign_vote/margin", number, len(self._votes))
+                tag = numbered("sign_vote/margin", number, len(self._voters))
                 _write_histogram(writer, tag, details.margins.sum(0), step)
 
     @override

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch.optim import Optimizer
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_signvr.voting import MajorityVote
@@ -48,7 +49,9 @@ def is_tensorboard(logger: Any) -> bool:
     return hasattr(getattr(logger, "experiment", None), "add_custom_scalars")
 
 
-def settings_of(trainer: Trainer, votes: list[MajorityVote]) -> dict[str, str | int | float]:
+def settings_of(
+    trainer: Trainer, voters: Sequence[tuple[Optimizer, MajorityVote]]
+) -> dict[str, str | int | float]:
     """What ran, for people who were not there."""
     settings: dict[str, str | int | float] = {
         "strategy": type(trainer.strategy).__name__,
@@ -61,13 +64,13 @@ def settings_of(trainer: Trainer, votes: list[MajorityVote]) -> dict[str, str | 
         "lightning": _version("lightning"),
         "python": platform.python_version(),
     }
-    for number, (optimizer, vote) in enumerate(zip(trainer.optimizers, votes, strict=False)):
-        end = f"/{number}" if len(votes) > 1 else ""
+    for number, (optimizer, vote) in enumerate(voters):
+        end = f"/{number}" if len(voters) > 1 else ""
         group = optimizer.param_groups[0]
         plain = {key: value for key, value in group.items() if isinstance(value, (str, int, float, bool))}
         for key in ("step", "initial_lr"):
             plain.pop(key, None)
-        settings[f"optimizer{end}"] = type(getattr(optimizer, "_optimizer", optimizer)).__name__
+        settings[f"optimizer{end}"] = type(optimizer).__name__
         settings.update({f"{key}{end}": value for key, value in plain.items()})
         parameters = sum(p.numel() for g in optimizer.param_groups for p in g["params"] if p.requires_grad)
         settings[f"parameters{end}"] = parameters

@@ -55,6 +55,7 @@ class VarianceReductionMonitor(Monitor):
             raise ValueError(f"samples must be at least 1, got {samples}")
         self.samples = samples
         self._seen: dict[int, _Step] = {}
+        self._counted: dict[int, bool] = {}  # whether the optimizers counted before we asked
 
     @override
     def start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -72,6 +73,7 @@ class VarianceReductionMonitor(Monitor):
                 step = self._seen[number] = _Step(own, self.samples)
                 self.observe(own, step.look)
                 if isinstance(own, RandomizedSigns):
+                    self._counted.setdefault(number, own.counts_clipping)
                     own.counts_clipping = True
 
     @override
@@ -83,9 +85,9 @@ class VarianceReductionMonitor(Monitor):
             if isinstance(optimizer, AnchoredOptimizer) and PREVIOUS in optimizer.anchors:
                 found["variance_reduction/gradient_cosine"] = None if step is None else step.cosine
             if isinstance(optimizer, RandomizedSigns):
-                fraction = None if step is None else optimizer.clip_fraction
+                fraction = None if step is None or not step.taken else optimizer.clip_fraction
                 found["sign_vote/clip_fraction"] = None if fraction is None else float(fraction)
-                optimizer.counts_clipping = False
+                optimizer.counts_clipping = self._counted.pop(number, optimizer.counts_clipping)
             values.update({numbered(k, number, len(trainer.optimizers)): v for k, v in found.items()})
         return values
 
@@ -149,6 +151,11 @@ class _Step:
         if other is not None:
             a, b = gradient.reshape(-1).float(), other.reshape(-1).float()
             self._products += torch.stack([a.dot(b), a.dot(a), b.dot(b)]).cpu()
+
+    @property
+    def taken(self) -> bool:
+        """Whether the step was taken: not where a loss scale made it skip."""
+        return bool(self._samples)
 
     @property
     def cosine(self) -> float | None:

@@ -55,28 +55,28 @@ class VoteAutopsy(Monitor):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.threshold, self.patience, self.layers = threshold, patience, layers
         self.findings: list[str] = []
-        self._layers: list[dict[str, list[int]]] = []
         self._low: list[int] = []
         self._against: list[dict[int, int]] = []
 
     @override
     def start(self, trainer: Trainer, module: LightningModule) -> None:
         super().start(trainer, module)
-        self._layers = [layers_of(optimizer, module) for optimizer in trainer.optimizers]
-        self._low = [0] * len(self._votes)
-        self._against = [{} for _ in self._votes]
+        self._low = [0] * len(self._voters)
+        self._against = [{} for _ in self._voters]
 
     @override
     def before_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        for vote in self._votes:
-            vote.detailed = True
+        for own, vote in self._voters:
+            if own is optimizer:
+                vote.request_details()
 
     @override
     def after_step(self, trainer: Trainer) -> None:
-        for number, vote in enumerate(self._votes):
-            vote.detailed = False
+        for number, (_, vote) in enumerate(self._voters):
             voted = vote.last
-            if voted is None or voted.details is None or voted.workers == 1 or not is_logging_step(trainer):
+            if voted is None or voted.details is None or voted.workers == 1:
+                continue
+            if not is_logging_step(trainer) or not self.has_voted(number):
                 continue
             self._examine_workers(trainer, number, voted.details)
             if not any(self._against[number].values()):  # that would explain it
@@ -89,7 +89,8 @@ class VoteAutopsy(Monitor):
         self._low[number] = self._low[number] + 1 if agreement < limit else 0
         if self._low[number] != self.patience:
             return
-        worst = sorted(self._by_layer(number, details).items(), key=lambda pair: pair[1])[: self.layers]
+        layers = self._by_layer(trainer, number, details)
+        worst = sorted(layers.items(), key=lambda pair: pair[1])[: self.layers]
         self._warn(
             trainer,
             f"the workers' votes hardly agree: {agreement:.3f} where coins give "
@@ -99,8 +100,9 @@ class VoteAutopsy(Monitor):
             "EFSignum or EFLion if the workers' data differ",
         )
 
-    def _by_layer(self, number: int, details: VoteDetails) -> dict[str, float]:
-        sums = {name: details.counts_of(indices) for name, indices in self._layers[number].items()}
+    def _by_layer(self, trainer: Trainer, number: int, details: VoteDetails) -> dict[str, float]:
+        layers = layers_of(self._voters[number][0], trainer.lightning_module)
+        sums = {name: details.counts_of(indices) for name, indices in layers.items()}
         return {name: sums.margin / sums.votes for name, sums in sums.items() if sums.votes}
 
     def _examine_workers(self, trainer: Trainer, number: int, details: VoteDetails) -> None:

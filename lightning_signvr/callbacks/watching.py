@@ -27,13 +27,15 @@ class Monitor(Callback, ABC):
     """
 
     needs_votes: bool = False
-    _votes: Sequence[MajorityVote] = ()
+    _voters: Sequence[tuple[Optimizer, MajorityVote]] = ()
+    _cast: Sequence[int] = ()  # votes of each voter before the step that is running
     _observed: tuple[tuple[SignOptimizer, Callable[[Tensor, Tensor], None]], ...] = ()
 
     def start(self, trainer: Trainer, module: LightningModule) -> None:
         """Called when training starts."""
-        self._votes = votes_of(trainer)
-        if self.needs_votes and not self._votes:
+        self._voters = voters_of(trainer)
+        self._cast = [vote.traffic.votes for _, vote in self._voters]
+        if self.needs_votes and not self._voters:
             log.warning(
                 "%s has nothing to show: no optimizer votes under %s. Use "
                 'Trainer(strategy="sign_vote") or an optimizer of lightning_signvr.',
@@ -98,17 +100,23 @@ class Monitor(Callback, ABC):
             self.show(trainer, logged_step(trainer))
         self.finish_step(trainer)
 
+    def has_voted(self, number: int) -> bool:
+        """Whether a voter has voted in this step; it has not where a loss scale made it skip the step."""
+        return self._voters[number][1].traffic.votes != self._cast[number]
+
     def finish_step(self, trainer: Trainer) -> None:
         self._unobserve(*(optimizer for optimizer, _ in self._observed))
         self.after_step(trainer)
+        self._cast = [vote.traffic.votes for _, vote in self._voters]
 
 
-def votes_of(trainer: Trainer) -> list[MajorityVote]:
-    """The votes of a trainer's optimizers; empty under a strategy that does not vote."""
+def voters_of(trainer: Trainer) -> list[tuple[Optimizer, MajorityVote]]:
+    """The optimizers that vote, unwrapped, and their votes; none under a strategy that does not vote."""
+    optimizers = [getattr(item, "_optimizer", item) for item in trainer.strategy.optimizers]
     votes = getattr(trainer.strategy, "votes", None)
-    if votes is None:
-        votes = [item.vote for item in trainer.strategy.optimizers if isinstance(item, SignOptimizer)]
-    return list(votes)
+    if votes is not None:
+        return list(zip(optimizers, votes, strict=True))
+    return [(item, item.vote) for item in optimizers if isinstance(item, SignOptimizer)]
 
 
 def is_logging_step(trainer: Trainer, ahead: int = 0) -> bool:

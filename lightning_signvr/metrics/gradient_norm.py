@@ -83,9 +83,10 @@ def total_norm(gradients: Iterable[Tensor | None], order: float) -> Tensor:
         >>> total_norm([torch.tensor([3.0]), None, torch.tensor([[-4.0]])], 2)
         tensor(5., dtype=torch.float64)
     """
-    norms = [norm for gradient in gradients if gradient is not None for norm in _norms(gradient, order)]
+    known = [gradient for gradient in gradients if gradient is not None]
+    norms = [norm for gradient in known for norm in _norms(gradient, order)]
     if not norms:
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device=known[0].device if known else None)
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms).double(), order)
     return total
 

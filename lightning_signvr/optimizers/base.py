@@ -219,7 +219,8 @@ class SignOptimizer(Optimizer):
                     if isinstance(value, Tensor):
                         self.state[parameter][name] = value.detach().clone().to(parameter.device)
         if OWNER in self.state:
-            self.state[OWNER] = {name: value.clone() for name, value in self.state[OWNER].items()}
+            device = self.param_groups[0]["params"][0].device
+            self.state[OWNER] = {name: value.clone().to(device) for name, value in self.state[OWNER].items()}
 
     def __getstate__(self) -> dict[str, Any]:
         extra = ("estimator", "vote", "vote_class", "vote_is_default")

@@ -90,6 +90,7 @@ class Decided:
         undecided: uint8, ``[bytes]``, 1 where nothing moves; None for nowhere.
         counts: of the votes, padding included.
         planes: uint8, ``[k, bytes]``, what is sent in place of ``negative``; None to send that.
+        unsettled: as ``undecided`` for those who look closely, where ``planes`` say it; None for that one.
         scales: per tensor, the factor of the signs on this shard; None for none.
     """
 
@@ -97,6 +98,7 @@ class Decided:
     undecided: Tensor | None
     counts: Counts
     planes: Tensor | None = None
+    unsettled: Tensor | None = None
     scales: list[float] | None = None
 
 
@@ -175,7 +177,10 @@ class ByMean(Decision):
         else:
             rows = [~(ballots.votes | ballots.absent), ~ballots.votes | ballots.absent]
             planes = count_planes(torch.cat(rows))
-        return Decided(tally.negative, None, tally.counts, planes)
+        unsettled = tally.silent
+        if tally.tied is not None:
+            unsettled = tally.tied if unsettled is None else unsettled | tally.tied
+        return Decided(tally.negative, None, tally.counts, planes, unsettled)
 
 
 Server = Callable[[int, slice, int, Tensor], Tensor | tuple[Tensor, float]]

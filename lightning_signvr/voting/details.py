@@ -37,12 +37,13 @@ class VoteDetails:
         """Look at the shard's votes."""
         tensors, workers = len(ballots.layout.numels), ballots.votes.shape[0]
         details = cls.from_numbers(np.zeros(cls.size(tensors, workers), np.int64), tensors, workers)
+        undecided = decided.undecided if decided.unsettled is None else decided.unsettled
         for piece in ballots.pieces():
             look = examine(
                 ballots.votes[:, piece.part],
                 None if ballots.absent is None else ballots.absent[:, piece.part],
                 decided.negative[piece.part],
-                None if decided.undecided is None else decided.undecided[piece.part],
+                None if undecided is None else undecided[piece.part],
                 padding=(piece.part.stop - piece.part.start) * 8 - piece.numel,
             )
             counts = look.counts

@@ -90,12 +90,6 @@ class BallotHeader:
                 "same version of lightning-signvr, and no other collective may be in between"
             )
         their_detailed, their_exact = forms[form]
-        if their_detailed != detailed:
-            does, other = ("does not ask", "does") if detailed else ("asks", "does not")
-            raise RuntimeError(
-                f"rank {rank} {does} for the details of this vote and this rank {other}: use the same "
-                "callbacks and log_every_n_steps on all ranks"
-            )
         if their_step != step & 0xFFFFFFFF:
             raise RuntimeError(
                 f"rank {rank} is at step {their_step} where this rank is at step {step}: all ranks must "
@@ -106,6 +100,12 @@ class BallotHeader:
             raise RuntimeError(
                 f"rank {rank} votes on other tensors or by other rules than this rank: build the model, "
                 "the optimizer and the vote (ties, zeros, seed) in the same way on all ranks"
+            )
+        if their_detailed != detailed:
+            does, other = ("does not ask", "does") if detailed else ("asks", "does not")
+            raise RuntimeError(
+                f"rank {rank} {does} for the details of this vote and this rank {other}: use the same "
+                "callbacks and log_every_n_steps on all ranks"
             )
         if their_exact != exact:
             sends, other = ("does not send", "does") if exact else ("sends", "does not")

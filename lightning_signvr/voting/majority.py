@@ -90,6 +90,7 @@ class MajorityVote:
         self.traffic = Traffic()
         self.last: VotedSigns | None = None
         self.detailed = False
+        self._details_requested = False
         self._ballots: dict[tuple[object, ...], Ballot] = {}
 
     def __repr__(self) -> str:
@@ -139,6 +140,10 @@ class MajorityVote:
         """
         return self._vote(directions, like, scales, self._decision)
 
+    def request_details(self) -> None:
+        """Look closely at the next vote; all ranks must ask for it."""
+        self._details_requested = True
+
     @property
     def _decision(self) -> Decision:
         """What becomes of the votes on a shard."""
@@ -171,12 +176,15 @@ class MajorityVote:
             "shapes": [tensor.shape for tensor in like],
             "workers": self.workers,
         }
-        if self.workers == 1 and not self.detailed and not any(extras):
+        detailed, self._details_requested = self.detailed or self._details_requested, False
+        if self.workers == 1 and not detailed and not any(extras):
             self.last = VotedSigns(**fields, **ballot.own_outcome())
         else:
-            outcome = ballot.cast(
-                scales, decision, self.process_group, self.step, self.traffic, self.detailed
-            )
+            try:
+                outcome = ballot.cast(scales, decision, self.process_group, self.step, self.traffic, detailed)
+            except BaseException:
+                self._ballots.clear()  # what each side remembers of the other's planes may have parted
+                raise
             fields.update({name: getattr(outcome, name) for name in _COMMON_FIELDS})
             self.last = self._result(outcome, fields)
         self.step += 1

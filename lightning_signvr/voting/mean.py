@@ -32,8 +32,10 @@ class MeanVote(MajorityVote):
     @property
     @override
     def _decision(self) -> Decision:
-        return ByMean()
+        return ByMean() if self.workers > 1 else super()._decision
 
     @override
     def _result(self, outcome: Outcome, fields: dict[str, Any]) -> VotedSigns:
+        if self.workers == 1:  # the own sign
+            return super()._result(outcome, fields)
         return VotedMeans(**fields, counts_abstentions=outcome.abstentions)

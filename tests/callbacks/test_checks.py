@@ -19,7 +19,7 @@ from lightning_signvr.callbacks import (
     VoteAutopsy,
 )
 from lightning_signvr.optimizers import SSVR, SSVRMV
-from tests.strategies.helpers import Regression, batches, fit, flat, parameters_of
+from tests.strategies.helpers import Regression, batches, fit, flat, float16, loader, parameters_of
 from tests.workers import run_workers
 
 
@@ -52,6 +52,58 @@ class _Noise(Regression):
 
     def configure_optimizers(self) -> Any:
         return SignSGD(self.parameters(), lr=0.01)
+
+
+class _TwoOptimizers(Regression):
+    """The first one does not vote; a layer of the second freezes on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        loss = super().training_step(batch, batch_idx)
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+        if batch_idx == 2:
+            self.net[1][0].requires_grad_(False)
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(self.net[0].parameters()), SignSGD(self.net[1].parameters(), lr=0.01)]
+
+
+def _nested() -> _TwoOptimizers:
+    module = _TwoOptimizers()
+    module.net = torch.nn.Sequential(
+        torch.nn.Linear(4, 5), torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 1))
+    )
+    return module
+
+
+class _Overflow(Regression):
+    """The loss of the last batch overflows on worker 0."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * torch.inf if batch_idx == 5 and self.trainer.global_rank == 0 else loss
+
+
+class _Asks(L.Callback):
+    """Wants details of every vote, and clipped coordinates counted, for itself; what it gets."""
+
+    def __init__(self) -> None:
+        self.got: list[bool] = []
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.strategy.votes[0].detailed = True
+        trainer.optimizers[0].counts_clipping = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        got = trainer.strategy.votes[0].last.details, trainer.optimizers[0].clip_fraction
+        self.got.append(None not in got)
 
 
 def _same(rank: int, count: int) -> list[Any]:
@@ -94,6 +146,12 @@ def play(rank: int) -> dict[str, Any]:
         Regression(lambda p: SSVRMV(p, lr=0.01, radius=1e-3, radius_policy="fixed")),
         VarianceReductionMonitor(samples=5),
     )
+    asks = _Asks()
+    run(Regression(lambda p: SSVRMV(p, lr=0.01)), SignVoteMonitor(), asks)
+    results["asked"] = asks.got
+    autopsy, agreement = VoteAutopsy(patience=2), SignAgreementMonitor(per_layer=False, per_worker=False)
+    results["mute"] = run(_Contrary(), autopsy, agreement)
+    results["overflow"] = run(_Overflow(), SignVoteMonitor(), **float16())
     results["ddp"] = run(Regression(torch.optim.SGD), CommunicationMonitor(), strategy="ddp")
     return results
 
@@ -161,6 +219,31 @@ def test_variance_reduction_is_measured(played: list[dict[str, Any]]) -> None:
         assert "sign_vote/clip_fraction" not in metrics
         _, _, metrics, _ = result["clipping"]
         assert 0.9 < metrics["sign_vote/clip_fraction"] <= 1
+
+
+def test_monitors_leave_what_others_asked_for_alone(played: list[dict[str, Any]]) -> None:
+    for result in played:
+        assert result["asked"] == [True] * 6
+    assert len(played[0]["mute"][1]) == 1  # the autopsy has its details though the other wants none
+
+
+def test_a_skipped_step_is_not_logged_as_if_taken(played: list[dict[str, Any]]) -> None:
+    for result in played:
+        _, _, metrics, _ = result["overflow"]
+        assert metrics["grad_norm/estimate"] > 0  # of the step before
+
+
+def test_layers_are_those_of_the_optimizer_that_votes() -> None:
+    module = _nested()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, max_epochs=1, log_every_n_steps=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[SignVoteMonitor()],
+    )  # fmt: skip
+    trainer.fit(module, loader(batches(0, 6)))
+    agreement = {key for key in trainer.callback_metrics if key.startswith("sign_vote/agreement/")}
+    assert agreement == {"sign_vote/agreement/net.1.0", "sign_vote/agreement/net.1.1"}
+    assert "grad_norm/layer/net.1.1/1" in trainer.callback_metrics
 
 
 def test_a_strategy_that_does_not_vote_is_one_warning(played: list[dict[str, Any]]) -> None:

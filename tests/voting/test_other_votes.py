@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_signvr.signs import random_uniform
-from lightning_signvr.voting import MajorityVote, MeanVote, ScaledMeanVote, StochasticVote
+from lightning_signvr.voting import MajorityVote, MeanVote, ScaledMeanVote, StochasticVote, VotedSigns
 from lightning_signvr.voting.rules import SERVER_STREAM
 from tests.voting.oracle import SHAPES, few_zeros, many_zeros, missing, parameters, random, tied
 from tests.workers import WorkerError, run_workers
@@ -19,12 +19,32 @@ SEED = 5
 STORY = (random, few_zeros, many_zeros, tied, missing, random)
 
 
+def caught(rank):
+    """Votes with abstentions before and after one that fails on all ranks."""
+    vote, directions = MajorityVote(), [torch.tensor([1.0, 0.0, -1.0])]
+    vote(directions, scales=[1.0])
+    with pytest.raises(RuntimeError, match="scale that is negative or not finite"):
+        vote([torch.tensor([0.0, -1.0, -1.0])], scales=[math.nan])
+    voted = vote([torch.tensor([0.0, -1.0, -1.0])], scales=[1.0])
+    return voted.signs(0).tolist(), voted.counts.votes
+
+
+def tied_details(rank):
+    """Details of a mean where half of an even electorate says +."""
+    vote = MeanVote()
+    vote.request_details()
+    first = vote([torch.full((9,), (-1.0) ** rank)]).details
+    return first.cast.tolist(), vote([torch.ones(9)]).details
+
+
 def play(rank):
     results = {kind.__name__: tell(kind(seed=SEED), rank) for kind in (StochasticVote, MeanVote)}
     results["updates"] = updates(rank)
     results["bits"] = bits(rank)
     results["details"] = details(rank)
     results["scaled"] = scaled(rank)
+    results["caught"] = caught(rank)
+    results["tied details"] = tied_details(rank)
     results["scales"] = MajorityVote()([torch.ones(3)] * 2, scales=[rank + 0.5, 0.0]).scales
     return results
 
@@ -191,6 +211,28 @@ def test_scales_are_known_to_all(played):
     workers, results = played
     for result in results:
         assert result["scales"].tolist() == [[rank + 0.5, 0.0] for rank in range(workers)]
+
+
+def test_a_vote_that_failed_does_not_spoil_the_next(played):
+    workers, results = played
+    assert all(result["caught"] == ([0.0, -1.0, -1.0], 2 * workers) for result in results)
+
+
+def test_details_of_a_mean_count_no_vote_where_it_is_tied(played):
+    workers, results = played
+    for result in results:
+        cast, afterwards = result["tied details"]
+        assert cast == [0 if workers % 2 == 0 else 9] * workers
+        assert afterwards is None  # they were requested for one vote
+
+
+def test_a_lone_workers_mean_is_its_sign_with_details_and_without():
+    for detailed in (False, True):
+        vote = MeanVote()
+        vote.detailed = detailed
+        voted = vote([torch.tensor([-0.5, 0.0, 2.0])])
+        assert type(voted) is VotedSigns
+        assert voted.values(0).tolist() == [-1.0, 0.0, 1.0]
 
 
 def ask_on_one_rank(rank):
