@@ -14,6 +14,7 @@ def rows_of(output: str) -> dict[str, list[str]]:
     return {line[:18].strip(): line[18:].split() for line in output.splitlines()[1:]}
 
 
+@pytest.mark.slow
 def test_error_feedback_beats_plain_votes_on_skewed_data() -> None:
     methods = ["SignSGD", "EFLion"]
     output = run_example(

@@ -31,6 +31,7 @@ def run_without_matplotlib(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_signprox_restores_a_photograph() -> None:
     result = run_without_matplotlib("--iterations", "15", "--components", "8")
     assert result.returncode == 0, result.stderr

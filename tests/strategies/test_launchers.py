@@ -129,6 +129,7 @@ def test_a_failing_worker_ends_the_whole_job(run: tuple[str, int], ended: dict[A
     assert ended[run].seconds_after_failure < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sign_vote_fork", "sign_vote_spawn"])
 def test_fork_and_spawn_hand_the_trained_parameters_back(strategy: str) -> None:
     module = Regression()
