@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from lightning_signvr import SignSGD
 from lightning_signvr.callbacks import SnapshotGradient
@@ -123,7 +123,9 @@ def misuse(rank: int, kind: str) -> None:
     callbacks: list[L.Callback] = [] if kind == "no callback" else [SnapshotGradient()]
     trainer = make_trainer("ddp" if kind == "strategy" else "sign_vote", callbacks=callbacks)
     data = Stream() if kind == "stream" else dataset()
-    trainer.fit(Regression(lambda p: optimizer(p, lr=LR)), DataLoader(data, batch_size=BATCH))
+    sampler = SubsetRandomSampler(range(BATCH)) if kind == "sampler" else None
+    loader = DataLoader(data, batch_size=BATCH, sampler=sampler)
+    trainer.fit(Regression(lambda p: optimizer(p, lr=LR)), loader)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,7 @@ def misuse(rank: int, kind: str) -> None:
         ("optimizer", "got SignSGD"),
         ("strategy", 'strategy="sign_vote"'),
         ("stream", "map-style"),
+        ("sampler", "SubsetRandomSampler may leave some out .* torch.utils.data.Subset"),
         ("no callback", r"SnapshotGradient\(\) to the Trainer's callbacks"),
     ],
 )
