@@ -87,6 +87,11 @@ class Connection:
         return own_rank_state(own, *_place())
 
 
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer that Lightning or Fabric has wrapped, or the optimizer itself."""
+    return getattr(optimizer, "_optimizer", optimizer)
+
+
 def _place() -> tuple[int, int]:
     """This process' rank and the number of ranks."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_signvr.optimizers import AnchoredOptimizer
+from lightning_signvr.optimizers.clipping import scale_at_anchors
 
 
 def clip_anchors(optimizers: Sequence[Optimizer], parameters: Iterable[Tensor], coefficient: Tensor) -> None:
@@ -22,8 +23,7 @@ def clip_anchors(optimizers: Sequence[Optimizer], parameters: Iterable[Tensor], 
         ValueError: only some parameters of an optimizer that compares gradients.
     """
     for optimizer in _comparing(optimizers, parameters):
-        for gradient in optimizer.anchor_gradients():
-            gradient.mul_(coefficient.to(gradient.device))
+        scale_at_anchors(optimizer, coefficient)
 
 
 def refuse_clipping_by_value(optimizers: Sequence[Optimizer], parameters: Iterable[Tensor]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, field
 
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_signvr.callbacks.watching import Monitor, numbered
+from lightning_signvr.metrics import CommunicationSavings
+from lightning_signvr.signs import Counts
 from lightning_signvr.voting import MajorityVote
 
 
@@ -64,75 +66,53 @@ class CommunicationMonitor(Monitor):
         }
 
 
-@dataclass
-class _Reading:
-    """A vote's counters at one time."""
-
-    votes: int
-    sent: int
-    received: int
-    seconds: dict[str, float]
-    time: float = field(default_factory=time.perf_counter)
-
-    @classmethod
-    def of(cls, vote: MajorityVote) -> _Reading:
-        traffic = vote.traffic
-        return cls(traffic.votes, traffic.bytes_sent, traffic.bytes_received, dict(traffic.seconds))
-
-
 class _Meter:
-    """Differences of a vote's counters between two looks."""
+    """What a vote cost between two looks."""
 
     def __init__(self, vote: MajorityVote) -> None:
         self.vote = vote
-        self._start = self._last = _Reading.of(vote)
-        self._margin = self._votes = 0
-        self._counted = vote.traffic.votes
+        self._since_start, self._since_log = CommunicationSavings(), CommunicationSavings()
+        for savings in (self._since_start, self._since_log):
+            savings.update(vote)
+        self._votes_at_start = self._votes_at_log = self._counted = vote.traffic.votes
+        self._seconds, self._time = dict(vote.traffic.seconds), time.perf_counter()
+        self._sum = Counts()
 
     def count_agreement(self) -> None:
         """Add the last vote's, if there was one since the last call."""
         if self.vote.last is not None and self.vote.traffic.votes != self._counted:
             self._counted = self.vote.traffic.votes
-            self._margin += self.vote.last.counts.margin
-            self._votes += self.vote.last.counts.votes
+            self._sum += self.vote.last.counts
 
-    def _per_step(self, since: _Reading) -> dict[str, float]:
-        assert self.vote.last is not None
-        parameters = max(1, self.vote.last.layout.num_parameters)
-        steps = self.vote.traffic.votes - since.votes
-        sent = (self.vote.traffic.bytes_sent - since.sent) / steps
-        bits = sent * 8 / parameters
-        received = (self.vote.traffic.bytes_received - since.received) / steps
-        values = {"bytes_sent": sent, "bytes_received": received, "bits_per_parameter": bits}
-        if bits > 0:
-            values["savings_vs_fp32"] = self._ring_bits(32) / bits
-            values["savings_vs_bf16"] = self._ring_bits(16) / bits
-        return values
-
-    def _ring_bits(self, width: int) -> float:
-        """What a ring all-reduce sends per parameter."""
-        workers = self.vote.workers
-        return width * 2 * (workers - 1) / workers
+    @staticmethod
+    def _per_step(savings: CommunicationSavings, steps: int) -> dict[str, float]:
+        values = {key: float(value) for key, value in savings.compute().items()}
+        del values["bits_received_per_parameter"]
+        for key in ("bytes_sent", "bytes_received"):
+            values[key] /= steps
+        return {key: value for key, value in values.items() if math.isfinite(value)}
 
     def since_last_log(self) -> dict[str, float]:
         """What to log; nothing where no vote was cast since."""
-        last, now = self._last, _Reading.of(self.vote)
-        steps = now.votes - last.votes
-        if steps == 0 or self.vote.last is None:
+        traffic, now = self.vote.traffic, time.perf_counter()
+        steps = traffic.votes - self._votes_at_log
+        if steps == 0:
             return {}
-        self._last = now
-        values = self._per_step(last)
-        numbers = self.vote.last.layout.num_parameters * (now.votes - self._start.votes)
-        ring = self._ring_bits(32) / 8 * numbers
-        values["saved_gb"] = (ring - (now.sent - self._start.sent)) / 1e9
-        phases = {key: (total - last.seconds.get(key, 0.0)) / steps for key, total in now.seconds.items()}
+        for savings in (self._since_start, self._since_log):
+            savings.update(self.vote)
+        values = self._per_step(self._since_log, steps)
+        values["saved_gb"] = float(4 * self._since_start.ring - self._since_start.sent) / 1e9
+        phases = {key: (new - self._seconds.get(key, 0.0)) / steps for key, new in traffic.seconds.items()}
         values["seconds"] = sum(phases.values())
         values.update({f"seconds/{phase}": seconds for phase, seconds in phases.items()})
-        values["share_of_step"] = values["seconds"] * steps / (now.time - last.time)
+        values["share_of_step"] = values["seconds"] * steps / (now - self._time)
+        self._since_log.reset()
+        self._votes_at_log, self._seconds, self._time = traffic.votes, dict(traffic.seconds), now
         return values
 
     def summary(self) -> dict[str, float]:
-        if self.vote.traffic.votes == self._start.votes or self.vote.last is None:
+        steps = self.vote.traffic.votes - self._votes_at_start
+        if steps == 0:
             return {}
-        agreement = self._margin / self._votes if self._votes else float("nan")
-        return {"agreement": agreement, **self._per_step(self._start)}
+        self._since_start.update(self.vote)
+        return {"agreement": self._sum.agreement, **self._per_step(self._since_start, steps)}

@@ -10,9 +10,11 @@ from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_signvr.callbacks.watching import Monitor, layers_of, numbered, voted_parameters
+from lightning_signvr.callbacks.watching import Monitor, layers_of, numbered
+from lightning_signvr.connecting import unwrapped
 from lightning_signvr.metrics.gradient_norm import total_norm
 from lightning_signvr.optimizers import SignOptimizer
+from lightning_signvr.optimizers.gathering import trained_parameters
 
 NORMS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 
@@ -58,10 +60,10 @@ class GradientNormMonitor(Monitor):
         count = len(trainer.optimizers)
         for number, optimizer in enumerate(trainer.optimizers):
             keys = [_key(name) for name in self.norms]
-            if isinstance(getattr(optimizer, "_optimizer", optimizer), SignOptimizer):
+            if isinstance(unwrapped(optimizer), SignOptimizer):
                 keys.append("grad_norm/estimate")
             if self.per_layer:
-                layers = layers_of(getattr(optimizer, "_optimizer", optimizer), trainer.lightning_module)
+                layers = layers_of(unwrapped(optimizer), trainer.lightning_module)
                 keys += [f"grad_norm/layer/{name}" for name in layers]
             self._values.update({numbered(key, number, count): None for key in keys})
 
@@ -69,9 +71,9 @@ class GradientNormMonitor(Monitor):
     def before_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
         if not self._values:
             self._forget(trainer)
-        plain = [getattr(item, "_optimizer", item) for item in trainer.optimizers]
+        plain = [unwrapped(item) for item in trainer.optimizers]
         number, count = plain.index(optimizer), len(plain)
-        gradients = [(i, p.grad) for i, p in enumerate(voted_parameters(optimizer)) if p.grad is not None]
+        gradients = [(i, p.grad) for i, p in enumerate(trained_parameters(optimizer)) if p.grad is not None]
         for name in {*self.norms, *(["l2"] if self.per_layer else [])}:
             own = {index: total_norm([gradient], NORMS[name]) for index, gradient in gradients}
             if name in self.norms:

@@ -10,9 +10,14 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_signvr.callbacks.tensorboard import HeatMap, writers_of
-from lightning_signvr.callbacks.watching import Monitor, is_logging_step, layers_of, numbered
+from lightning_signvr.callbacks.watching import (
+    Monitor,
+    is_logging_step,
+    layer_agreements,
+    logged_step,
+    numbered,
+)
 from lightning_signvr.metrics import FlipRate
-from lightning_signvr.signs import Counts
 from lightning_signvr.voting import MajorityVote, VoteDetails, VotedSigns
 
 
@@ -89,7 +94,7 @@ class SignAgreementMonitor(Monitor):
             if self.flips:
                 found.update(self._flips(number, vote, voted))
             if voted.details is not None:
-                found.update(self._closer(voted.details, layers_of(optimizer, trainer.lightning_module)))
+                found.update(self._closer(number, voted.details, optimizer, trainer))
             for key, value in found.items():
                 values[numbered(f"sign_vote/{key}", number, len(self._voters))] = value
         return values
@@ -101,10 +106,15 @@ class SignAgreementMonitor(Monitor):
         flip_rate.update(voted)
         return {"flip_rate": float(flip_rate.compute())} if flip_rate.compared else {}
 
-    def _closer(self, details: VoteDetails, layers: dict[str, list[int]]) -> dict[str, float]:
+    def _closer(
+        self, number: int, details: VoteDetails, optimizer: Optimizer, trainer: Trainer
+    ) -> dict[str, float]:
         values = {}
         if self.per_layer:
-            values = {f"agreement/{name}": _agreement(details.counts_of(ids)) for name, ids in layers.items()}
+            layers = layer_agreements(details, optimizer, trainer.lightning_module)
+            values = {f"agreement/{name}": value for name, value in layers.items()}
+            if number == 0:
+                self._heat_map.add(logged_step(trainer), layers)
         if self.per_worker:
             pairs = enumerate(details.worker_agreement)
             values.update({f"worker_agreement/{rank}": share for rank, share in pairs})
@@ -112,25 +122,17 @@ class SignAgreementMonitor(Monitor):
 
     @override
     def show(self, trainer: Trainer, step: int) -> None:
-        for number, (optimizer, vote) in enumerate(self._voters):
+        for number, (_, vote) in enumerate(self._voters):
             if vote.last is None or vote.last.details is None or not self.has_voted(number):
                 continue
-            details = vote.last.details
-            if number == 0 and self.per_layer:
-                layers = layers_of(optimizer, trainer.lightning_module).items()
-                self._heat_map.add(step, {name: _agreement(details.counts_of(ids)) for name, ids in layers})
             for writer in writers_of(trainer):
                 tag = numbered("sign_vote/margin", number, len(self._voters))
-                _write_histogram(writer, tag, details.margins.sum(0), step)
+                _write_histogram(writer, tag, vote.last.details.margins.sum(0), step)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for writer in writers_of(trainer):
             self._heat_map.write(writer)
-
-
-def _agreement(counts: Counts) -> float:
-    return counts.margin / counts.votes if counts.votes else float("nan")
 
 
 def _write_histogram(writer: Any, tag: str, counts: np.ndarray[Any, np.dtype[np.int64]], step: int) -> None:

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_signvr.callbacks.watching import Monitor, numbered, voted_parameters
+from lightning_signvr.callbacks.watching import Monitor, numbered
+from lightning_signvr.connecting import unwrapped
 from lightning_signvr.estimators import PREVIOUS
 from lightning_signvr.optimizers import AnchoredOptimizer, SignOptimizer
+from lightning_signvr.optimizers.gathering import trained_parameters
 from lightning_signvr.optimizers.stochastic import RandomizedSigns
 
 
@@ -63,7 +65,7 @@ class VarianceReductionMonitor(Monitor):
         self._seen = {}
 
     def _numbered(self, trainer: Trainer) -> list[tuple[int, SignOptimizer]]:
-        plain = [getattr(item, "_optimizer", item) for item in trainer.optimizers]
+        plain = [unwrapped(item) for item in trainer.optimizers]
         return [(number, item) for number, item in enumerate(plain) if isinstance(item, SignOptimizer)]
 
     @override
@@ -103,9 +105,8 @@ class VarianceReductionMonitor(Monitor):
         workers = trainer.world_size
         if workers < 2:
             return {}
-        size = _Step(optimizer, self.samples).size
         device = trainer.strategy.root_device
-        mine = torch.zeros(2, size) if step is None else step.sampled()
+        mine = (step or _Step(optimizer, self.samples)).sampled()
         sums = torch.stack([mine, mine.square()]).to(device)
         sums = trainer.strategy.reduce(sums, reduce_op="sum").cpu()
         means, squares = sums[0] / workers, sums[1] / workers
@@ -125,7 +126,7 @@ class _Step:
 
     def __init__(self, optimizer: SignOptimizer, samples: int) -> None:
         self._optimizer = optimizer
-        parameters = voted_parameters(optimizer)
+        parameters = trained_parameters(optimizer)
         total = sum(parameter.numel() for parameter in parameters)
         # every so many coordinates of all parameters in a row, counted from the first
         self._every = max(1, total // samples)

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_signvr.callbacks.watching import Monitor, is_logging_step, layers_of
+from lightning_signvr.callbacks.watching import Monitor, is_logging_step, layer_agreements
 from lightning_signvr.voting import VoteDetails
 
 log = logging.getLogger(__name__)
@@ -89,8 +89,9 @@ class VoteAutopsy(Monitor):
         self._low[number] = self._low[number] + 1 if agreement < limit else 0
         if self._low[number] != self.patience:
             return
-        layers = self._by_layer(trainer, number, details)
-        worst = sorted(layers.items(), key=lambda pair: pair[1])[: self.layers]
+        layers = layer_agreements(details, self._voters[number][0], trainer.lightning_module)
+        known = [(name, value) for name, value in layers.items() if not math.isnan(value)]
+        worst = sorted(known, key=lambda pair: pair[1])[: self.layers]
         self._warn(
             trainer,
             f"the workers' votes hardly agree: {agreement:.3f} where coins give "
@@ -99,11 +100,6 @@ class VoteAutopsy(Monitor):
             "fall: larger batches or more momentum (less noise), a higher learning rate if it is very small, "
             "EFSignum or EFLion if the workers' data differ",
         )
-
-    def _by_layer(self, trainer: Trainer, number: int, details: VoteDetails) -> dict[str, float]:
-        layers = layers_of(self._voters[number][0], trainer.lightning_module)
-        sums = {name: details.counts_of(indices) for name, indices in layers.items()}
-        return {name: sums.margin / sums.votes for name, sums in sums.items() if sums.votes}
 
     def _examine_workers(self, trainer: Trainer, number: int, details: VoteDetails) -> None:
         against = self._against[number]

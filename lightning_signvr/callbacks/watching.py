@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_signvr.connecting import unwrapped
 from lightning_signvr.optimizers import SignOptimizer
-from lightning_signvr.voting import MajorityVote
+from lightning_signvr.optimizers.gathering import trained_parameters
+from lightning_signvr.voting import MajorityVote, VoteDetails
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class Monitor(Callback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         if is_logging_step(trainer):
-            self.before_step(trainer, getattr(optimizer, "_optimizer", optimizer))
+            self.before_step(trainer, unwrapped(optimizer))
 
     @override
     def on_train_batch_end(
@@ -112,7 +114,7 @@ class Monitor(Callback, ABC):
 
 def voters_of(trainer: Trainer) -> list[tuple[Optimizer, MajorityVote]]:
     """The optimizers that vote, unwrapped, and their votes; none under a strategy that does not vote."""
-    optimizers = [getattr(item, "_optimizer", item) for item in trainer.strategy.optimizers]
+    optimizers = [unwrapped(item) for item in trainer.strategy.optimizers]
     votes = getattr(trainer.strategy, "votes", None)
     if votes is not None:
         return list(zip(optimizers, votes, strict=True))
@@ -157,11 +159,6 @@ def numbered(key: str, number: int, count: int) -> str:
     return f"{key}/{number}" if count > 1 else key
 
 
-def voted_parameters(optimizer: Optimizer) -> list[Tensor]:
-    """The parameters that an optimizer votes on, in the order of the vote's tensors."""
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
 def layers_of(optimizer: Optimizer, module: nn.Module) -> dict[str, list[int]]:
     """Name of each layer that has parameters of its own, and their places among those voted on.
 
@@ -169,7 +166,13 @@ def layers_of(optimizer: Optimizer, module: nn.Module) -> dict[str, list[int]]:
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     layers: dict[str, list[int]] = {}
-    for index, parameter in enumerate(voted_parameters(optimizer)):
+    for index, parameter in enumerate(trained_parameters(optimizer)):
         name = names.get(parameter, f"parameter {index}")
         layers.setdefault(name.rpartition(".")[0] or name, []).append(index)
     return layers
+
+
+def layer_agreements(details: VoteDetails, optimizer: Optimizer, module: nn.Module) -> dict[str, float]:
+    """Agreement within each layer; NaN where nobody voted."""
+    layers = layers_of(optimizer, module).items()
+    return {name: details.counts_of(indices).agreement for name, indices in layers}

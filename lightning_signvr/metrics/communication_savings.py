@@ -88,10 +88,10 @@ class CommunicationSavings(VoteMetric):
                 "vote must be the vote itself (optimizer.vote or strategy.votes[0]), got "
                 f"{type(vote).__name__}"
             )
-        now = vote.step, vote.traffic.bytes_sent, vote.traffic.bytes_received
+        now = vote.traffic.votes, vote.traffic.bytes_sent, vote.traffic.bytes_received
         steps, sent, received = (new - old for new, old in zip(now, self._seen.get(vote, now), strict=True))
         self._seen[vote] = now
-        if steps <= 0 or vote.last is None:  # none was cast, or the vote went back to a checkpoint
+        if steps == 0 or vote.last is None:
             return
         voted = steps * vote.last.layout.num_parameters
         self.sent += sent

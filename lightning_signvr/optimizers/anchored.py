@@ -15,6 +15,7 @@ from lightning_signvr.optimizers import previous_iterate
 from lightning_signvr.optimizers.base import SignOptimizer
 from lightning_signvr.optimizers.checks import check_choice
 from lightning_signvr.optimizers.exchange import exchanged
+from lightning_signvr.optimizers.gathering import trained_parameters
 from lightning_signvr.optimizers.gradient_apart import gradient_apart, take_gradient
 from lightning_signvr.optimizers.random_state import RandomState
 from lightning_signvr.voting import VotedSigns
@@ -93,7 +94,7 @@ class AnchoredOptimizer(SignOptimizer):
         if name not in self.anchors:
             raise ValueError(f"name must be one of {', '.join(map(repr, self.anchors))}, got {name!r}")
         self._check_at_home(f"at({name!r})")
-        parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        parameters = trained_parameters(self)
         own = [parameter.grad for parameter in parameters]
         collected = self._gradients.get(name, {})
         self._visiting.append(name)

@@ -39,10 +39,14 @@ def clip_grad_norm_(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     total = torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
     if isinstance(optimizer, AnchoredOptimizer):
-        coefficient = torch.clamp(max_norm / (total + 1e-6), max=1.0)  # as torch has it
-        for gradient in optimizer.anchor_gradients():
-            gradient.mul_(coefficient.to(gradient.device))
+        scale_at_anchors(optimizer, torch.clamp(max_norm / (total + 1e-6), max=1.0))  # as torch has it
     return total
+
+
+def scale_at_anchors(optimizer: AnchoredOptimizer, coefficient: Tensor) -> None:
+    """Scale the gradients at an optimizer's anchors by the coefficient by which ``.grad`` was scaled."""
+    for gradient in optimizer.anchor_gradients():
+        gradient.mul_(coefficient.to(gradient.device))
 
 
 def check_clips_by_value(optimizer: Optimizer) -> None:

@@ -38,5 +38,5 @@ def gathered_gradients(parameters: Sequence[Tensor]) -> Iterator[dict[Tensor, Te
 
 
 def trained_parameters(optimizer: Optimizer) -> list[Tensor]:
-    """The parameters of an optimizer that require a gradient, in their order."""
+    """The parameters of an optimizer that require a gradient, in the order of the vote's tensors."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_signvr.optimizers.gathering import trained_parameters
 from lightning_signvr.signs import check_signable
 from lightning_signvr.voting import MajorityVote
 
@@ -77,12 +77,7 @@ def _then(closure: Callable[[], Any], action: Callable[[], None]) -> Callable[[]
 
 @torch.no_grad()
 def _replace_by_vote(optimizer: Optimizer, vote: MajorityVote) -> None:
-    parameters: list[Tensor] = [
-        parameter
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.requires_grad
-    ]
+    parameters = trained_parameters(optimizer)
     for index, parameter in enumerate(parameters):
         if parameter.grad is not None:
             check_signable(parameter.grad, f"the gradient of parameter {index}")

@@ -36,6 +36,11 @@ class Counts:
     ties: int = 0
     silent: int = 0
 
+    @property
+    def agreement(self) -> float:
+        """Mean of ``|sum of signs| / voters``, weighted by voters; NaN if nobody voted."""
+        return self.margin / self.votes if self.votes else float("nan")
+
     def __iadd__(self, other: Counts) -> Counts:
         self.votes += other.votes
         self.margin += other.margin

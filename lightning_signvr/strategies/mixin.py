@@ -11,7 +11,7 @@ from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_signvr.connecting import Connection, destroy_process_group_at_exit
+from lightning_signvr.connecting import Connection, destroy_process_group_at_exit, unwrapped
 from lightning_signvr.module_state import average_buffers, broadcast_state
 from lightning_signvr.strategies.registering import register
 from lightning_signvr.strategies.replaying import ReplayMixin
@@ -153,7 +153,7 @@ class SignVoteMixin(ReplayMixin):
     @override
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's state; of a sign optimizer with the states of all workers (a collective)."""
-        optimizer = getattr(optimizer, "_optimizer", optimizer)
+        optimizer = unwrapped(optimizer)
         state: dict[str, Any] = dict(super().optimizer_state(optimizer))
         return self._connections[self.optimizers.index(optimizer)].complete(state, self.root_device)
 

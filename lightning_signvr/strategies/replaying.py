@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_signvr.connecting import share_overflows
+from lightning_signvr.connecting import share_overflows, unwrapped
 from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.optimizers.clipping import check_clips_by_value, clip_grad_norm_
 from lightning_signvr.replay import Replay, Surroundings
@@ -110,7 +110,7 @@ class ReplayMixin(_Base):
     def _replay(self, optimizer: Any, before: Surroundings, evaluate: Callable[[], object]) -> None:
         assert self.lightning_module is not None
         with self._replaying(self.lightning_module):
-            Replay(_unwrapped(optimizer), self.lightning_module).at_anchors(before, evaluate)
+            Replay(unwrapped(optimizer), self.lightning_module).at_anchors(before, evaluate)
 
     @contextmanager
     def _replaying(self, module: nn.Module) -> Iterator[None]:
@@ -182,22 +182,18 @@ def clip_together(plugin: Precision) -> None:
     """Make a precision plugin clip gradients at anchors together with those in ``.grad``."""
 
     def by_norm(optimizer: Optimizer, clip_val: float) -> None:
-        clip_grad_norm_(_unwrapped(optimizer), clip_val)
+        clip_grad_norm_(unwrapped(optimizer), clip_val)
 
     def by_value(optimizer: Optimizer, clip_val: float) -> None:
-        check_clips_by_value(_unwrapped(optimizer))
+        check_clips_by_value(unwrapped(optimizer))
         torch.nn.utils.clip_grad_value_(plugin.main_params(optimizer), clip_val)
 
     plugin.__dict__.update(clip_grad_by_norm=by_norm, clip_grad_by_value=by_value)
 
 
-def _unwrapped(optimizer: Any) -> Any:
-    return getattr(optimizer, "_optimizer", optimizer)
-
-
 def _is_anchored(optimizer: Any) -> bool:
     """Whether ``optimizer`` has anchors to visit in this step."""
-    optimizer = _unwrapped(optimizer)
+    optimizer = unwrapped(optimizer)
     return isinstance(optimizer, AnchoredOptimizer) and bool(optimizer.active_anchors())
 
 

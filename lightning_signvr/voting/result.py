@@ -77,7 +77,7 @@ class VotedSigns:
 
         n fair coins have an agreement of about ``0.8 / sqrt(n)``: that is what pure noise looks like.
         """
-        return self.counts.margin / self.counts.votes if self.counts.votes else float("nan")
+        return self.counts.agreement
 
     @property
     def tie_rate(self) -> float:
