@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -67,10 +68,38 @@ class Connection:
                 'gradients ("ddp")'
             )
 
+    def overlap(self, why_not: str | None, announce: bool) -> None:
+        """Begin votes in backward, or say why not; a collective of all workers.
+
+        Args:
+            why_not: what stands against it outside of the optimizer; None for nothing.
+            announce: whether to say what is done.
+        """
+        if why_not is None and not isinstance(self.optimizer, SignOptimizer):
+            why_not = "it is not a sign optimizer"
+        if why_not is None and isinstance(self.optimizer, SignOptimizer):
+            why_not = self.optimizer.why_not_overlap
+            if why_not is None:
+                self.optimizer.overlap()
+        if announce:
+            name = type(self.optimizer).__name__
+            if why_not is None:
+                log.info("sign_vote: the votes of %s begin in backward", name)
+            else:
+                log.warning("sign_vote: overlap is off for %s: %s", name, why_not)
+
+    def no_overlap(self) -> AbstractContextManager[None]:
+        """In the block backward passes begin no vote."""
+        overlapped = getattr(self.optimizer, "overlapped", None)
+        return nullcontext() if overlapped is None else overlapped.paused()
+
     def close(self) -> None:
-        """End the votes of another optimizer, which is the user's own again."""
+        """End the votes of another optimizer, which is the user's own again, and votes in backward."""
         if self._hook is not None:
             self._hook.remove()
+        if isinstance(self.optimizer, SignOptimizer) and self.optimizer.overlapped is not None:
+            self.optimizer.overlapped.close()
+            self.optimizer.overlapped = None
 
     def complete(self, state: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """For a checkpoint: ``state``, of this worker, with what the others have; a collective."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch.optim import Optimizer
-from torch.utils.tensorboard.summary import hparams
 
 from lightning_signvr.voting import MajorityVote
 
@@ -111,6 +110,8 @@ def add_hyperparameters(
     writer: Any, settings: Mapping[str, str | int | float], metrics: Mapping[str, float]
 ) -> None:
     """A row of TensorBoard's *hparams* page; the metrics' values are those that the run logged last."""
+    from torch.utils.tensorboard.summary import hparams  # slow to import
+
     for summary in hparams(dict(settings), dict(metrics)):  # type: ignore[no-untyped-call]
         writer._get_file_writer().add_summary(summary)
 

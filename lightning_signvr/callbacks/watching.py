@@ -83,6 +83,15 @@ class Monitor(Callback, ABC):
         self.start(trainer, pl_module)
 
     @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        for optimizer, _ in self._voters:  # what is asked for before a step would come after the vote began
+            overlapped = getattr(optimizer, "overlapped", None)
+            if overlapped is not None:
+                overlapped.is_paused = is_logging_step(trainer)
+
+    @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:

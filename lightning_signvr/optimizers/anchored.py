@@ -223,6 +223,11 @@ class AnchoredOptimizer(SignOptimizer):
         else:
             previous_iterate.keep_move(state, votes, index, *self.move(group))
 
+    @property
+    @override
+    def why_not_overlap(self) -> str | None:
+        return f"{type(self).__name__} compares gradients at two points, the second of which comes after backward"
+
     @torch.no_grad()
     @override
     def step(self, closure: Any = None) -> Any:

@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_signvr.estimators import Estimator
 from lightning_signvr.optimizers.checks import check_at_least_zero
+from lightning_signvr.optimizers.overlapping import Overlap
 from lightning_signvr.optimizers.rank_states import KEY, own_rank_state
 from lightning_signvr.signs import check_signable
 from lightning_signvr.voting import MajorityVote, ScaledMeanVote, VotedSigns
@@ -48,6 +49,7 @@ class SignOptimizer(Optimizer):
         vote_class: the kind of vote that the method needs.
         observers: called with each parameter that has a gradient and this worker's estimate for it, in the
             order of the votes; monitors look at a step that way. Not copied or pickled.
+        overlapped: what :meth:`overlap` made, None without. Not copied or pickled.
 
     Raises:
         ValueError: a hyper-parameter out of range, with its name.
@@ -56,6 +58,7 @@ class SignOptimizer(Optimizer):
 
     vote_class: type[MajorityVote] = MajorityVote
     observers: tuple[Callable[[Tensor, Tensor], None], ...] = ()
+    overlapped: Overlap | None = None
 
     def __init__(
         self,
@@ -120,12 +123,13 @@ class SignOptimizer(Optimizer):
     ) -> Iterator[Tensor | None]:
         """What this worker votes with, one tensor after the other; None where it has no gradient."""
         for index, (parameter, group) in enumerate(zip(parameters, groups, strict=True)):
-            if parameter.grad is None:
-                yield None
-            else:
-                estimate = self.estimate(parameter, group)
-                self.show(parameter, estimate)
-                yield self.encode(estimate, group, index)
+            yield None if parameter.grad is None else self.direction(parameter, group, index)
+
+    def direction(self, parameter: Tensor, group: dict[str, Any], index: int) -> Tensor:
+        """What this worker votes with for a parameter that has a gradient."""
+        estimate = self.estimate(parameter, group)
+        self.show(parameter, estimate)
+        return self.encode(estimate, group, index)
 
     def show(self, parameter: Tensor, estimate: Tensor) -> None:
         """Let the observers look at an estimate, which they must not change."""
@@ -133,8 +137,10 @@ class SignOptimizer(Optimizer):
             observe(parameter, estimate)
 
     def cast(self, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]) -> VotedSigns:
-        """Vote on all parameters at once; a collective."""
-        return self.vote(self.directions(parameters, groups), like=parameters)
+        """Vote on all parameters at once; a collective. The outcome may still be on its way."""
+        if self.overlapped is not None:
+            return self.overlapped.cast(parameters)
+        return self.vote.stream(self.directions(parameters, groups), like=parameters)
 
     def move(self, group: dict[str, Any]) -> tuple[float, float]:
         """``alpha`` and ``decay`` of a step ``x <- decay * x + alpha * vote``."""
@@ -145,6 +151,32 @@ class SignOptimizer(Optimizer):
         """``x <- x - lr * (vote + weight_decay * x)``: arXiv 1810.05291, algorithm 1."""
         alpha, decay = self.move(group)
         votes.add_to_(index, parameter, alpha=alpha, decay=decay)
+
+    @property
+    def why_not_overlap(self) -> str | None:
+        """Why :meth:`overlap` would be unsound for this method; None where it is sound."""
+        kind = type(self)
+        if kind.cast is not SignOptimizer.cast or kind.directions is not SignOptimizer.directions:
+            return f"{kind.__name__} votes on all tensors together"
+        return None
+
+    def overlap(self) -> Overlap:
+        """Vote on each gradient as soon as backward has it, from now on; a collective of all workers.
+
+        The outcome is the same to the last bit. See :class:`~lightning_signvr.optimizers.overlapping.Overlap`
+        for what the training loop must keep to; Lightning's strategy does it by itself.
+
+        Returns:
+            What was made, which is also :attr:`overlapped`.
+
+        Raises:
+            ValueError: a method for which it is unsound.
+        """
+        if self.why_not_overlap is not None:
+            raise ValueError(f"votes cannot begin in backward: {self.why_not_overlap}; leave out overlap")
+        if self.overlapped is None:
+            self.overlapped = Overlap(self)
+        return self.overlapped
 
     def evaluate(self, closure: Callable[[], Any] | None) -> Any:
         """Run the step's closure, if there is one; its loss."""
@@ -192,7 +224,8 @@ class SignOptimizer(Optimizer):
                 parameters.append(parameter)
                 groups.append(group)
         votes = self.cast(parameters, groups)
-        for index, (parameter, group) in enumerate(zip(parameters, groups, strict=True)):
+        for index in votes.arrivals():
+            parameter, group = parameters[index], groups[index]
             self.before_update(parameter, votes, index, group)
             if votes.present[index]:
                 self.update(parameter, votes, index, group)

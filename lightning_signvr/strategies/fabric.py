@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,7 @@ from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.optimizers.clipping import check_clips_by_value, clip_grad_norm_
 from lightning_signvr.replay import Replay, Surroundings
 from lightning_signvr.strategies.registering import register
-from lightning_signvr.voting import MajorityVote, TieRule, ZeroRule
+from lightning_signvr.voting import MajorityVote, TieRule, Topology, ZeroRule
 
 if TYPE_CHECKING:
     from lightning.fabric.accelerators.accelerator import Accelerator
@@ -42,7 +42,7 @@ class FabricSignVoteMixin(_Base):
 
     * ``fabric.setup`` gives all workers rank 0's model, leaves it bare, and gives the optimizers their vote.
       Any torch optimizer but those of this library steps on voted signs; that is said once in the log.
-    * ``fabric.no_backward_sync`` is allowed and has nothing to do.
+    * ``fabric.no_backward_sync`` is allowed, and has nothing to do but with ``overlap=True``.
     * ``fabric.clip_gradients(max_norm=...)`` clips by each worker's own norm, before the vote.
     * ``fabric.save`` writes every worker's optimizer state and averages float buffers (BatchNorm) first;
       ``fabric.load`` gives each worker its own state.
@@ -53,8 +53,12 @@ class FabricSignVoteMixin(_Base):
     Args:
         accelerator, parallel_devices, cluster_environment, checkpoint_io, precision,
             process_group_backend, timeout, start_method: as for Fabric's ``DDPStrategy``.
-        ties, zeros, seed: of the vote, see :class:`~lightning_signvr.voting.MajorityVote`; used for
-            every optimizer that was not given a vote of its own.
+        ties, zeros, seed, topology, bucket_parameters: of the vote, see
+            :class:`~lightning_signvr.voting.MajorityVote`; used for every optimizer that was not given a vote
+            of its own.
+        overlap: whether votes begin in backward, as gradients become ready. The outcome is the same. Where it
+            would be unsound it stays off, and the log says why: methods with two gradients per step
+            or scaled signs, loss scaling. Accumulate in ``fabric.no_backward_sync``, and clip no gradients.
 
     Raises:
         ValueError: an unknown rule or a seed out of range.
@@ -77,6 +81,9 @@ class FabricSignVoteMixin(_Base):
         ties: TieRule = "random",
         zeros: ZeroRule = "abstain",
         seed: int = 0,
+        topology: Topology = "auto",
+        bucket_parameters: int | None = None,
+        overlap: bool = False,
     ) -> None:
         super().__init__(
             accelerator=accelerator,
@@ -88,12 +95,20 @@ class FabricSignVoteMixin(_Base):
             timeout=timeout,
             start_method=start_method,
         )
-        MajorityVote(ties=ties, zeros=zeros, seed=seed)  # raises on bad rules before anything starts
-        self._rules: dict[str, Any] = {"ties": ties, "zeros": zeros, "seed": seed}
+        self._rules: dict[str, Any] = {
+            "ties": ties,
+            "zeros": zeros,
+            "seed": seed,
+            "topology": topology,
+            "bucket_parameters": bucket_parameters,
+        }
+        MajorityVote(**self._rules)  # raises on bad rules before anything starts
+        self._overlap = overlap
         self._models: list[nn.Module] = []
         self._connections: list[Connection] = []
         self._saving = False
-        self._backward_sync_control = _NothingToBlock()  # type: ignore[assignment]  # not of either namespace
+        # of neither namespace
+        self._backward_sync_control = _NoOverlap(self._connections)  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return (
@@ -125,7 +140,12 @@ class FabricSignVoteMixin(_Base):
     def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
         optimizer = super().setup_optimizer(optimizer)
         if self._connection(optimizer) is None:
-            self._connections.append(Connection(optimizer, self._rules, announce=self.is_global_zero))
+            connection = Connection(optimizer, self._rules, announce=self.is_global_zero)
+            self._connections.append(connection)
+            if self._overlap:
+                scaled = getattr(self.precision, "scaler", None) is not None
+                reason = "a gradient scaler unscales gradients after backward" if scaled else None
+                connection.overlap(reason, announce=self.is_global_zero)
         if isinstance(optimizer, AnchoredOptimizer):
             optimizer.replays_closures = False  # done here, where the models are known
         return optimizer
@@ -245,11 +265,18 @@ class FabricSignVoteMixin(_Base):
         register(cls, strategy_registry)
 
 
-class _NothingToBlock:
-    """Gradients are never exchanged in backward passes."""
+class _NoOverlap:
+    """Gradients are never exchanged in backward passes; votes begin there with ``overlap=True``."""
 
-    def no_backward_sync(self, module: nn.Module, enabled: bool = True) -> AbstractContextManager[None]:
-        return nullcontext()
+    def __init__(self, connections: Sequence[Connection]) -> None:
+        self._connections = connections
+
+    @contextmanager
+    def no_backward_sync(self, module: nn.Module, enabled: bool = True) -> Iterator[None]:
+        with ExitStack() as stack:
+            for connection in self._connections if enabled else ():
+                stack.enter_context(connection.no_overlap())
+            yield
 
 
 class _OwnState:

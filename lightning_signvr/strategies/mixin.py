@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,7 @@ from lightning_signvr.connecting import Connection, destroy_process_group_at_exi
 from lightning_signvr.module_state import average_buffers, broadcast_state
 from lightning_signvr.strategies.registering import register
 from lightning_signvr.strategies.replaying import ReplayMixin
-from lightning_signvr.voting import MajorityVote, TieRule, ZeroRule
+from lightning_signvr.voting import MajorityVote, TieRule, Topology, ZeroRule
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins import ClusterEnvironment
@@ -45,8 +46,12 @@ class SignVoteMixin(ReplayMixin):
     Args:
         accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin,
             process_group_backend, timeout, start_method: as for Lightning's ``DDPStrategy``.
-        ties, zeros, seed: of the vote, see :class:`~lightning_signvr.voting.MajorityVote`; used for
-            every optimizer that was not given a vote of its own.
+        ties, zeros, seed, topology, bucket_parameters: of the vote, see
+            :class:`~lightning_signvr.voting.MajorityVote`; used for every optimizer that was not given a vote
+            of its own.
+        overlap: whether votes begin in backward, as gradients become ready. The outcome is the same. Where it
+            would be unsound it stays off, and the log says why: methods with two gradients per step
+            or scaled signs, gradient clipping, loss scaling, manual optimization.
 
     Raises:
         ValueError: an unknown rule or a seed out of range.
@@ -69,6 +74,9 @@ class SignVoteMixin(ReplayMixin):
         ties: TieRule = "random",
         zeros: ZeroRule = "abstain",
         seed: int = 0,
+        topology: Topology = "auto",
+        bucket_parameters: int | None = None,
+        overlap: bool = False,
     ) -> None:
         super().__init__(
             accelerator=accelerator,
@@ -80,8 +88,15 @@ class SignVoteMixin(ReplayMixin):
             start_method=start_method,
             timeout=timeout,
         )
-        MajorityVote(ties=ties, zeros=zeros, seed=seed)  # raises on bad rules before anything starts
-        self._rules: dict[str, Any] = {"ties": ties, "zeros": zeros, "seed": seed}
+        self._rules: dict[str, Any] = {
+            "ties": ties,
+            "zeros": zeros,
+            "seed": seed,
+            "topology": topology,
+            "bucket_parameters": bucket_parameters,
+        }
+        MajorityVote(**self._rules)  # raises on bad rules before anything starts
+        self._overlap = overlap
         self._connections: list[Connection] = []
 
     def __repr__(self) -> str:
@@ -116,6 +131,27 @@ class SignVoteMixin(ReplayMixin):
         self._connections = [
             Connection(optimizer, self._rules, announce=self.is_global_zero) for optimizer in self.optimizers
         ]
+        if self._overlap:
+            for connection in self._connections:
+                connection.overlap(self._why_not_overlap(trainer), announce=self.is_global_zero)
+
+    def _why_not_overlap(self, trainer: Trainer) -> str | None:
+        if not trainer.lightning_module.automatic_optimization:
+            return "manual optimization may run backward several times before a step"
+        if trainer.gradient_clip_val:
+            return f"gradient_clip_val={trainer.gradient_clip_val} changes gradients after backward"
+        if getattr(self.precision_plugin, "scaler", None) is not None:
+            return f'precision="{trainer.precision}" unscales gradients after backward'
+        return None
+
+    @contextmanager
+    @override
+    def block_backward_sync(self) -> Iterator[None]:
+        """For the microbatches of an accumulated step but the last: votes wait for that one."""
+        with ExitStack() as stack:
+            for connection in self._connections:
+                stack.enter_context(connection.no_overlap())
+            yield
 
     def _disconnect(self) -> None:
         # the votes stay where they can be looked at; the optimizers may be fitted again

@@ -8,10 +8,12 @@ from lightning_signvr.voting.result import VotedSigns
 from lightning_signvr.voting.rules import TIE_RULES, ZERO_RULES, TieRule, ZeroRule
 from lightning_signvr.voting.scaled import ScaledMeanVote
 from lightning_signvr.voting.stochastic import StochasticVote
+from lightning_signvr.voting.topology import TOPOLOGIES, Topology
 from lightning_signvr.voting.traffic import Traffic
 
 __all__ = [
     "TIE_RULES",
+    "TOPOLOGIES",
     "ZERO_RULES",
     "LocalVote",
     "MajorityVote",
@@ -19,6 +21,7 @@ __all__ = [
     "ScaledMeanVote",
     "StochasticVote",
     "TieRule",
+    "Topology",
     "Traffic",
     "VoteDetails",
     "VotedSigns",

@@ -1,13 +1,13 @@
-"""One worker's packed votes on a fixed list of tensors."""
+"""One worker's votes on a fixed list of tensors: packed one by one, sent bucket by bucket."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lightning_signvr.signs import (
@@ -18,15 +18,33 @@ from lightning_signvr.signs import (
     pack_signs_and_abstentions,
     random_bytes,
 )
-from lightning_signvr.voting.decisions import Decision
-from lightning_signvr.voting.exchange import Exchange, Outcome
+from lightning_signvr.voting.buckets import Bucket, cut
+from lightning_signvr.voting.buffers import Buffers
+from lightning_signvr.voting.details import VoteDetails
+from lightning_signvr.voting.exchange import Ballots, Exchange, Outcome, Terms
 from lightning_signvr.voting.layout import Layout
+from lightning_signvr.voting.one_phase import OnePhase
+from lightning_signvr.voting.pipeline import LANES, Pipeline
 from lightning_signvr.voting.rules import ZeroRule, zero_stream
-from lightning_signvr.voting.traffic import Traffic
+from lightning_signvr.voting.topology import Route
+from lightning_signvr.voting.two_phase import TwoPhase
+
+_WAYS: dict[Route, type[OnePhase] | type[TwoPhase]] = {"one_phase": OnePhase, "two_phase": TwoPhase}
 
 
 class Ballot:
-    """Fill it in with directions, then cast it."""
+    """Open it, put a direction in for each tensor, and close it.
+
+    Args:
+        layout, shapes, device: of the tensors.
+        rank, workers: among those that vote.
+        rules: what else all ranks must agree on.
+        scaled: whether scales travel with the votes.
+        zeros, seed: see :class:`MajorityVote`.
+        route: how the buckets travel.
+        bucket_parameters: see :func:`~lightning_signvr.voting.buckets.cut`.
+        backwards: whether the last bucket goes first, as gradients come.
+    """
 
     def __init__(
         self,
@@ -39,43 +57,170 @@ class Ballot:
         scaled: bool,
         zeros: ZeroRule,
         seed: int,
+        route: Route,
+        bucket_parameters: int | None,
+        backwards: bool,
     ) -> None:
         self._layout, self._shapes, self._device = layout, shapes, device
         self._rank, self._workers = rank, workers
         self._zeros, self._seed = zeros, seed
-        self.exchange = Exchange(layout, rules, scaled, rank, workers, device)
-        self.negative = torch.zeros(self.exchange.plane_size, dtype=torch.uint8, device=device)
-        self._abstaining = torch.zeros_like(self.negative)
+        buckets = cut(layout, workers, bucket_parameters)
+        self._size = buckets[-1].stop
+        self._buckets = buckets[::-1] if backwards else buckets
+        self._negative = torch.zeros(self._size, dtype=torch.uint8, device=device)
+        self._abstaining: Tensor | None = None  # made when a coordinate first abstains
+        self._undecided: Tensor | None = None  # likewise
+        self._scratch = Buffers(device)
+        self._planes = Buffers(device)
         self._missing = [False] * len(shapes)
-        self._abstains = False  # on any coordinate
+        self._abstains = [False] * len(shapes)  # on any coordinate
+        lanes = [Buffers(device) for _ in range(LANES)]
+        digest = (rules, scaled, workers, route, backwards)
+        self._exchanges: list[Exchange] = [
+            _WAYS[route](
+                layout=layout,
+                bucket=bucket,
+                digest=layout.digest(*digest, bucket.start, bucket.size),
+                scaled=scaled,
+                rank=rank,
+                workers=workers,
+                buffers=lanes[number % LANES],
+                device=device,
+                undecided=partial(self._undecided_part, bucket),
+            )
+            for number, bucket in enumerate(self._buckets)
+        ]
+        self._where: list[list[int]] = [[] for _ in shapes]  # the buckets of each tensor
+        for number, bucket in enumerate(self._buckets):
+            for index in range(bucket.first, bucket.last):
+                self._where[index].append(number)
+
+    # -- one vote ---------------------------------------------------------------------------------
+
+    def open(self, terms: Terms) -> None:
+        """Begin a vote."""
+        self._terms = terms
+        self._scales: Sequence[float] | None = None
+        self._put = [False] * len(self._shapes)
+        self._to_come = [bucket.last - bucket.first for bucket in self._buckets]
+        self._present = [False] * len(self._shapes)
+        self._outcomes: list[Outcome] = []
+        self._pipeline = Pipeline(self._exchanges, self._is_packed, self._send, self._decide, self._receive)
+
+    def put(self, index: int, direction: Tensor | None) -> None:
+        """Pack the signs of a tensor's direction; by the zero rule what stands for no sign.
+
+        Raises:
+            ValueError: it is not the tensor's direction, or there was one.
+        """
+        started = time.perf_counter()
+        if index >= len(self._shapes):
+            raise ValueError(f"directions has more tensors than like, which has {len(self._shapes)}")
+        if direction is not None:
+            self._check(index, direction)
+        self._missing[index] = direction is None
+        abstained, self._abstains[index] = (
+            self._abstains[index],
+            self._pack(index, direction, self._terms.step),
+        )
+        if abstained and not self._abstains[index]:
+            self._abstaining_plane()[self._layout.part(index)] = 0
+        self._put[index] = True
+        for number in self._where[index]:
+            self._to_come[number] -= 1
+        self._terms.traffic.add_seconds("pack", time.perf_counter() - started)
+
+    def advance(self) -> None:
+        """Start what can be started without waiting."""
+        if self._workers > 1:
+            while self._pipeline.advance(wait=False):
+                pass
+
+    def complete(self) -> None:
+        """Check that all directions were put.
+
+        Raises:
+            ValueError: there are fewer than tensors.
+        """
+        if not all(self._put):
+            raise ValueError(f"directions has {sum(self._put)} tensors, like has {len(self._shapes)}")
+
+    def arrivals(self, scales: Sequence[float] | None) -> Iterator[int]:
+        """Wait for the outcome of tensor after tensor; a collective.
+
+        Raises:
+            RuntimeError: another rank votes on something else, or sent something damaged.
+        """
+        self._scales = scales
+        to_come = [len(numbers) for numbers in self._where]
+        done = 0
+        while done < len(self._buckets):
+            self._pipeline.advance(wait=True)
+            while done < self._pipeline.received:
+                bucket = self._buckets[done]
+                done += 1
+                for index in range(bucket.first, bucket.last):
+                    to_come[index] -= 1
+                    if to_come[index] == 0:
+                        yield index
+
+    # -- what comes out ---------------------------------------------------------------------------
 
     @property
-    def abstaining(self) -> Tensor | None:
-        """uint8 plane, 1 where this worker does not vote; None for nowhere."""
-        return self._abstaining if self._abstains else None
+    def buckets(self) -> int:
+        """How many there are."""
+        return len(self._buckets)
 
-    def fill(self, directions: Iterable[Tensor | None], step: int) -> float:
-        """Pack the signs of ``directions``, and by the zero rule what stands for no sign.
+    @property
+    def present(self) -> Sequence[bool]:
+        """Per tensor, whether any worker voted on it, as far as the outcome is there."""
+        return self._present
 
-        Each direction is packed before the next one is asked for, so that they can be made one at a time.
+    @property
+    def planes(self) -> Tensor:
+        """uint8, ``[k, bytes]``: the outcome, as far as it is there."""
+        bits = self._exchanges[0].bits
+        return self._negative.view(1, -1) if bits == 1 else self._planes.get("planes", bits, self._size)
 
-        Returns:
-            Seconds spent on packing.
-        """
-        self._abstains, seconds, count = False, 0.0, 0
-        for index, direction in enumerate(directions):
-            started = time.perf_counter()
-            if index == len(self._shapes):
-                raise ValueError(f"directions has more tensors than like, which has {len(self._shapes)}")
-            if direction is not None:
-                self._check(index, direction)
-            self._missing[index] = direction is None
-            self._abstains |= self._pack(index, direction, step)
-            count += 1
-            seconds += time.perf_counter() - started
-        if count < len(self._shapes):
-            raise ValueError(f"directions has {count} tensors, like has {len(self._shapes)}")
-        return seconds
+    @property
+    def undecided(self) -> Tensor | None:
+        """uint8 plane, 1 where nothing moves; None for nowhere."""
+        return self._undecided
+
+    def outcome(self) -> Outcome:
+        """Of all buckets together."""
+        first, *others = self._outcomes
+        total = Outcome(
+            self._present,
+            first.counts,
+            first.scales,
+            first.details,
+            first.abstentions,
+            first.answers,
+            first.shard,
+        )
+        for other in others:
+            total.counts += other.counts
+            total.abstentions |= other.abstentions
+        looks = [outcome.details.to_numbers() for outcome in self._outcomes if outcome.details is not None]
+        if looks:
+            total.details = VoteDetails.sum_of(looks, len(self._shapes), self._workers)
+        return total
+
+    def own_outcome(self) -> dict[str, Any]:
+        """A lone worker's vote is its own sign, nothing to count: fields of :class:`VotedSigns`."""
+        self.complete()
+        abstaining = self._abstaining if any(self._abstains) else None
+        silent = 0 if abstaining is None else count_ones(abstaining)
+        votes = self._layout.num_parameters - silent
+        return {
+            "planes": self._negative.view(1, -1),
+            "undecided": abstaining,
+            "present": [not missing for missing in self._missing],
+            "counts": Counts(votes=votes, margin=votes, silent=silent),
+        }
+
+    # -- packing ----------------------------------------------------------------------------------
 
     def _check(self, index: int, direction: Tensor) -> None:
         check_signable(direction, f"directions[{index}]")
@@ -93,48 +238,57 @@ class Ballot:
     def _pack(self, index: int, direction: Tensor | None, step: int) -> bool:
         """Pack one tensor; whether it has abstentions."""
         part = self._layout.part(index)
-        negative, abstaining = self.negative[part], self._abstaining[part]
+        negative = self._negative[part]
         if direction is None:
             negative.zero_()
+            abstaining = self._abstaining_plane()[part]
             abstaining.fill_(255)
             if self._layout.padding(index):  # padding never abstains
                 abstaining[-1] = 255 >> self._layout.padding(index)
             return True
         if self._zeros == "positive":
             pack_signs(direction, negative)
-            abstaining.zero_()
             return False
-        *_, found = pack_signs_and_abstentions(direction, negative, abstaining)
+        # most tensors have no zero: their plane would be one of zeros
+        zeros = self._scratch.get("zeros", part.stop - part.start)
+        *_, found = pack_signs_and_abstentions(direction, negative, zeros)
         if found and self._zeros == "random":
             stream = zero_stream(self._rank)
-            negative |= abstaining & random_bytes(
-                self._seed, step, stream, part.start, part.stop, self._device
-            )
-            abstaining.zero_()
+            negative |= zeros & random_bytes(self._seed, step, stream, part.start, part.stop, self._device)
             return False
+        if found:
+            self._abstaining_plane()[part] = zeros
         return found
 
-    def cast(
-        self,
-        scales: Sequence[float] | None,
-        decide: Decision,
-        group: dist.ProcessGroup | None,
-        step: int,
-        traffic: Traffic,
-        detailed: bool,
-    ) -> Outcome:
-        """Exchange what :meth:`fill` packed; a collective. See :meth:`Exchange.run`."""
-        return self.exchange.run(
-            self.negative, self.abstaining, self._missing, scales, decide, step, traffic, group, detailed
-        )
+    def _abstaining_plane(self) -> Tensor:
+        if self._abstaining is None:
+            self._abstaining = torch.zeros_like(self._negative)
+        return self._abstaining
 
-    def own_outcome(self) -> dict[str, Any]:
-        """A lone worker's vote is its own sign, nothing to count: fields of :class:`VotedSigns`."""
-        silent = 0 if self.abstaining is None else count_ones(self.abstaining)
-        votes = self._layout.num_parameters - silent
-        return {
-            "planes": self.negative.view(1, -1),
-            "undecided": self.abstaining,
-            "present": [not missing for missing in self._missing],
-            "counts": Counts(votes=votes, margin=votes, silent=silent),
-        }
+    # -- the way of a bucket ----------------------------------------------------------------------
+
+    def _is_packed(self, number: int) -> bool:
+        return self._to_come[number] == 0
+
+    def _send(self, number: int) -> None:
+        bucket = self._buckets[number]
+        tensors, abstaining = slice(bucket.first, bucket.last), None
+        if self._abstaining is not None and any(self._abstains[tensors]):
+            abstaining = self._abstaining[bucket.part]
+        ballots = Ballots(self._negative[bucket.part], abstaining, self._missing[tensors], self._scales)
+        self._exchanges[number].send(ballots, self._terms)
+
+    def _decide(self, number: int) -> None:
+        self._exchanges[number].decide(self._terms)
+
+    def _receive(self, number: int) -> None:
+        bucket = self._buckets[number]
+        outcome = self._exchanges[number].receive(self.planes[:, bucket.part], self._terms)
+        for index, present in zip(range(bucket.first, bucket.last), outcome.present, strict=True):
+            self._present[index] |= present
+        self._outcomes.append(outcome)
+
+    def _undecided_part(self, bucket: Bucket) -> Tensor:
+        if self._undecided is None:
+            self._undecided = torch.zeros_like(self._negative)
+        return self._undecided[bucket.part]

@@ -8,7 +8,7 @@ the headers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class PlaneChannel:
         receivers: rows that this rank receives.
         size: bytes of a row, a multiple of 8.
         device: of the planes.
+        storage: gives the memory of ``received``, uint8 of its size, zeroed; None for memory of its own.
 
     Attributes:
         slot: bytes of the slot in the next step; equal on all ranks.
@@ -31,13 +32,21 @@ class PlaneChannel:
             rank ever had a bit set.
     """
 
-    def __init__(self, senders: int, receivers: int, size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        senders: int,
+        receivers: int,
+        size: int,
+        device: torch.device,
+        storage: Callable[[], Tensor] | None = None,
+    ) -> None:
         self.slot = 0
         self.received: Tensor | None = None
         self.most_room = longest_code(size)
         self._sent: Tensor | None = None
         self._codes: Sequence[Tensor] = [torch.empty(0, dtype=torch.uint8, device=device)] * senders
         self._senders, self._receivers, self._size, self._device = senders, receivers, size, device
+        self._storage = storage
 
     def prepare(self, plane: Tensor | None) -> int:
         """Encode what changed in the rows ``[senders, size]`` (None: all zero); the room that it takes."""
@@ -66,7 +75,8 @@ class PlaneChannel:
             RuntimeError: the code of a rank is damaged.
         """
         if self.received is None:
-            self.received = self._new(self._receivers)
+            memory = None if self._storage is None else self._storage().view(self._receivers, -1)
+            self.received = self._new(self._receivers) if memory is None else memory
         for rank, (plane, code) in enumerate(zip(self.received, slots, strict=True)):
             try:
                 decode_(plane, code)

@@ -108,8 +108,11 @@ class Decision(ABC):
     Attributes:
         scaled_answer: whether the outcome comes with a factor per tensor and shard.
         average: a collective of all owners that takes the place of the votes' mean; None for none.
+        splits: whether it is one bit per coordinate that depends on its votes and its place alone, so that
+            buckets can be decided one by one and by anyone.
     """
 
+    splits: bool = False
     scaled_answer: bool = False
     average: Callable[[ShardBallots], Tensor] | None = None
 
@@ -128,6 +131,7 @@ class ByMajority(Decision):
 
     ties: TieRule
     seed: int
+    splits = True
 
     def __call__(self, ballots: ShardBallots) -> Decided:
         tally = majority(ballots.votes, ballots.absent)
@@ -148,6 +152,7 @@ class ByStochasticSign(Decision):
     """+ with probability ``(1 + mean) / 2``, the mean over all workers; nothing where nobody voted."""
 
     seed: int
+    splits = True
 
     def __call__(self, ballots: ShardBallots) -> Decided:
         tally = majority(ballots.votes, ballots.absent)

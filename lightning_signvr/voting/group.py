@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+if dist.is_available():
+    # Its default arguments keep the process group that is there when it is imported, and torch.optim imports
+    # it at a first step. A group kept like that outlives destroy_process_group(), and gloo's threads with it,
+    # which may abort the process as it ends. So before there is a group.
+    import torch.distributed.nn.functional
+
 
 def world(group: dist.ProcessGroup | None) -> tuple[int, int]:
     """This process' rank in ``group`` and the number of its ranks; (0, 1) without a process group.
@@ -46,3 +52,27 @@ def check_backend_for(device: torch.device, backends: dict[str, str]) -> None:
             f"with {wanted} for {device.type} (for both kinds of tensor: "
             f'init_process_group("cpu:gloo,cuda:nccl")), or move the model to another device'
         )
+
+
+def group_of_its_own(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """A new group of the same ranks, backend and time-out; a collective of theirs.
+
+    No other code uses it, so that collectives may start in it whenever a rank is ready for them.
+    """
+    whole = group is None or group is dist.group.WORLD
+    ranks = None if whole else dist.get_process_group_ranks(group)
+    default = dist.group.WORLD if group is None else group
+    assert default is not None
+    options = default._get_backend(torch.device(_device_type(group))).options
+    own: dist.ProcessGroup = dist.new_group(
+        ranks,
+        timeout=options._timeout,
+        backend=dist.get_backend_config(group),
+        use_local_synchronization=not whole,
+    )
+    return own
+
+
+def _device_type(group: dist.ProcessGroup | None) -> str:
+    """Of tensors that the group can exchange."""
+    return str(dist.get_backend_config(group)).split(",")[0].split(":")[0]

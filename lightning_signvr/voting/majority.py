@@ -12,10 +12,12 @@ from torch import Tensor
 
 from lightning_signvr.signs import check_signable
 from lightning_signvr.voting.ballot import Ballot
+from lightning_signvr.voting.buckets import check_bucket_parameters, cut
 from lightning_signvr.voting.decisions import ByMajority, Decision
-from lightning_signvr.voting.exchange import Outcome
+from lightning_signvr.voting.exchange import Outcome, Terms
 from lightning_signvr.voting.group import check_backend, world
 from lightning_signvr.voting.layout import Layout, common_device
+from lightning_signvr.voting.open_vote import OpenVote
 from lightning_signvr.voting.result import VotedSigns
 from lightning_signvr.voting.rules import (
     TIE_RULES,
@@ -25,12 +27,12 @@ from lightning_signvr.voting.rules import (
     check_rule,
     check_seed,
 )
+from lightning_signvr.voting.topology import TOPOLOGIES, Route, Topology, choose_route
 from lightning_signvr.voting.traffic import Traffic, wait
 
 log = logging.getLogger(__name__)
 
 _KEPT = 4  # layouts whose buffers are kept
-_COMMON_FIELDS = ("planes", "undecided", "present", "counts", "scales", "details")
 
 
 class MajorityVote:
@@ -53,8 +55,18 @@ class MajorityVote:
         zeros: what a worker does where its direction is 0 or NaN: ``"abstain"``, ``"random"`` (a coin
             of its own) or ``"positive"``. See :mod:`lightning_signvr.voting.rules` for their costs.
         seed: of all coins, 0 to 2**64 - 1; the same on all ranks.
+        topology: how bits travel: ``"two_phase"`` (each rank counts the votes of the shard that it owns),
+            ``"one_phase"`` (everyone sends all votes to everyone: ``n - 1`` bits per parameter, and half the
+            waiting) or ``"auto"``: one phase for two workers, whom it costs no more; for others two, unless
+            there are few parameters (less than half a million) and one phase is faster by the latency and
+            the bandwidth measured before the first vote. The outcome is the same.
+        bucket_parameters: how many parameters' bits travel at once, while the next ones are packed and the
+            last ones are applied; None for a good number (2 million or more, at most 32 buckets). The outcome
+            is the same.
 
     Attributes:
+        exchange_group: the process group that carries the votes: ``process_group``, or one of the same ranks
+            whose collectives no other code uses, where votes begin during backward.
         step: number of the next vote; it keys the coins, and all ranks must agree on it.
         traffic: bytes and seconds so far.
         last: what the last vote decided (overwritten in place by the next one), or None.
@@ -62,8 +74,8 @@ class MajorityVote:
             so must do it on all ranks. It costs time, and some bytes per tensor and worker.
 
     Raises:
-        ValueError: an unknown rule, a seed out of range, a group that this rank is not in.
-        TypeError: a seed that is not an int.
+        ValueError: an unknown rule or topology, a number out of range, a group that this rank is not in.
+        TypeError: a seed or a number of parameters that is not an int.
 
     Example:
         >>> vote = MajorityVote()
@@ -77,15 +89,22 @@ class MajorityVote:
         ties: TieRule = "random",
         zeros: ZeroRule = "abstain",
         seed: int = 0,
+        topology: Topology = "auto",
+        bucket_parameters: int | None = None,
     ) -> None:
         check_rule("ties", ties, TIE_RULES)
         check_rule("zeros", zeros, ZERO_RULES)
+        check_rule("topology", topology, TOPOLOGIES)
         check_seed(seed)
+        check_bucket_parameters(bucket_parameters)
         world(process_group)  # raises where this rank is not in it
         self.process_group = process_group
         self.ties: TieRule = ties
         self.zeros: ZeroRule = zeros
         self.seed = seed
+        self.topology: Topology = topology
+        self.bucket_parameters = bucket_parameters
+        self.exchange_group = process_group
         self.step = 0
         self.traffic = Traffic()
         self.last: VotedSigns | None = None
@@ -97,7 +116,7 @@ class MajorityVote:
         return f"{type(self).__name__}(ties={self.ties!r}, zeros={self.zeros!r}, seed={self.seed})"
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_ballots": {}, "last": None}
+        return {**self.__dict__, "_ballots": {}, "last": None, "exchange_group": self.process_group}
 
     @property
     def rank(self) -> int:
@@ -140,8 +159,27 @@ class MajorityVote:
         """
         return self._vote(directions, like, scales, self._decision)
 
+    def stream(self, directions: Iterable[Tensor | None], like: Sequence[Tensor]) -> VotedSigns:
+        """:meth:`__call__` that returns when all directions are packed, with the outcome still to come.
+
+        Follow :meth:`VotedSigns.arrivals` to its end before anything else is asked of the votes.
+        """
+        return self._open(like, None, self._decision).collect(directions)
+
+    def open(self, like: Sequence[Tensor], backwards: bool = False) -> OpenVote:
+        """Begin a vote whose directions come one by one, in any order.
+
+        Args:
+            like: tensors of the directions' shapes (the parameters).
+            backwards: whether the last directions are likely to come first; the same on all ranks.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as for :meth:`__call__`.
+        """
+        return self._open(like, None, self._decision, backwards)
+
     def request_details(self) -> None:
-        """Look closely at the next vote; all ranks must ask for it."""
+        """Look closely at the next vote that begins; all ranks must ask for it."""
         self._details_requested = True
 
     @property
@@ -165,35 +203,38 @@ class MajorityVote:
                 )
             for index, direction in enumerate(like):
                 check_signable(direction, f"directions[{index}]")
+        votes = self._open(like, scales, decision).collect(directions)
+        for _ in votes.arrivals():
+            pass
+        return votes
+
+    def _open(
+        self,
+        like: Sequence[Tensor],
+        scales: Sequence[float] | None,
+        decision: Decision,
+        backwards: bool = False,
+    ) -> OpenVote:
         layout, shapes, device = Layout.of(like), [tensor.shape for tensor in like], common_device(like)
         extras = (scales is not None, decision.scaled_answer)
-        ballot = self._ballot(layout, shapes, extras, device)
-        self.traffic.add_seconds("pack", ballot.fill(directions, self.step))
-        if scales is not None and len(scales) != len(like):
-            raise ValueError(f"scales has {len(scales)} numbers for {len(like)} tensors")
-        fields: dict[str, Any] = {
-            "layout": layout,
-            "shapes": [tensor.shape for tensor in like],
-            "workers": self.workers,
-        }
+        ballot = self._ballot(layout, shapes, extras, device, decision.splits and not any(extras), backwards)
         detailed, self._details_requested = self.detailed or self._details_requested, False
-        if self.workers == 1 and not detailed and not any(extras):
-            self.last = VotedSigns(**fields, **ballot.own_outcome())
-        else:
-            try:
-                outcome = ballot.cast(scales, decision, self.process_group, self.step, self.traffic, detailed)
-            except BaseException:
-                self._ballots.clear()  # what each side remembers of the other's planes may have parted
-                raise
-            fields.update({name: getattr(outcome, name) for name in _COMMON_FIELDS})
-            self.last = self._result(outcome, fields)
+        terms = Terms(self.step, decision, detailed, self.exchange_group, self.traffic)
+        return OpenVote(self, ballot, terms, layout, shapes, scales)
+
+    def _end(self, votes: VotedSigns) -> None:
+        """An open vote has come to its end."""
+        self.last = votes
         self.step += 1
         self.traffic.votes += 1
-        return self.last
 
     def _result(self, outcome: Outcome, fields: dict[str, Any]) -> VotedSigns:
         """What this kind of vote returns, given the fields that all kinds have."""
         return VotedSigns(**fields)
+
+    def _forget(self) -> None:
+        """Let go of all buffers, and of what other ranks are thought to remember."""
+        self._ballots.clear()
 
     def _ballot(
         self,
@@ -201,28 +242,51 @@ class MajorityVote:
         shapes: Sequence[torch.Size],
         extras: tuple[bool, bool],
         device: torch.device,
+        splits: bool,
+        backwards: bool,
     ) -> Ballot:
         rank, workers = self._world()
-        key = (tuple(shapes), extras, device, rank, workers)
+        key = (tuple(shapes), extras, device, rank, workers, splits, backwards)
         if key not in self._ballots:
+            route: Route = "two_phase"
             if workers > 1:
                 check_backend(self.process_group, device)
                 self._check_agreement(layout, extras, device, workers)
-            log.info(
-                "sign vote of %d worker(s) on %d parameters in %d tensors: %r",
-                workers, layout.num_parameters, len(layout.numels), self,
-            )  # fmt: skip
+                if splits:
+                    route = self._route(layout, device, workers)
             while len(self._ballots) >= _KEPT:
                 del self._ballots[next(iter(self._ballots))]
-            rules = (*self._rules, *extras)
-            self._ballots[key] = Ballot(
-                layout, shapes, device, rank, workers, rules, extras[0], self.zeros, self.seed
+            parameters = self.bucket_parameters if splits and workers > 1 else 8 * layout.num_bytes or 1
+            self._ballots[key] = ballot = Ballot(
+                layout=layout,
+                shapes=shapes,
+                device=device,
+                rank=rank,
+                workers=workers,
+                rules=(*self._rules, *extras),
+                scaled=extras[0],
+                zeros=self.zeros,
+                seed=self.seed,
+                route=route,
+                bucket_parameters=parameters,
+                backwards=backwards,
             )
+            log.info(
+                "sign vote of %d worker(s) on %d parameters in %d tensors, %d bucket(s), %s: %r",
+                workers, layout.num_parameters, len(layout.numels), ballot.buckets, route, self,
+            )  # fmt: skip
         return self._ballots[key]
+
+    def _route(self, layout: Layout, device: torch.device, workers: int) -> Route:
+        """How a bucket travels, the same on all ranks."""
+        if self.topology != "auto":
+            return self.topology
+        size = cut(layout, workers, self.bucket_parameters)[0].size
+        return choose_route(size, self.exchange_group, device, self.traffic)
 
     @property
     def _rules(self) -> tuple[object, ...]:
-        return (type(self).__name__, self.ties, self.zeros, self.seed)
+        return (type(self).__name__, self.ties, self.zeros, self.seed, self.topology, self.bucket_parameters)
 
     def _check_agreement(
         self, layout: Layout, extras: tuple[bool, bool], device: torch.device, workers: int

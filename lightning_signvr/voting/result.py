@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -42,6 +42,16 @@ class VotedSigns:
     workers: int
     scales: Tensor | None = None
     details: VoteDetails | None = None
+    _arrivals: Iterator[int] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def arrivals(self) -> Iterator[int]:
+        """The index of each tensor, as soon as its outcome is there; a collective where that is to come."""
+        arrivals, self._arrivals = self._arrivals, None
+        yield from range(len(self.shapes)) if arrivals is None else arrivals
+
+    def follow(self, arrivals: Iterator[int]) -> None:
+        """The outcome is still to come, by ``arrivals``."""
+        self._arrivals = arrivals
 
     @property
     def negative(self) -> Tensor:

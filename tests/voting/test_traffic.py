@@ -50,7 +50,7 @@ def dead_unit(rank, step):
 
 def bits_per_step(directions, **rules):
     """Bits sent and received per parameter in each step."""
-    vote = MajorityVote(**rules)
+    vote = MajorityVote(**{"topology": "two_phase", **rules})
     totals = [(0, 0)]
     for direction in directions:
         vote([direction])
