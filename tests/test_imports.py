@@ -51,6 +51,15 @@ import lightning_signvr.optimizers, lightning_signvr.replay, lightning_signvr.am
 assert not {"lightning", "pytorch_lightning", "torchmetrics", "accelerate"} & set(sys.modules)
 assert not hasattr(lightning_signvr, "anything_else")
 """
+AS_EVER = """
+import sys
+import lightning.pytorch
+before = set(sys.modules)
+import lightning_signvr
+
+added = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(added & {"accelerate", "jsonargparse", "tensorboard", "transformers", "matplotlib", "triton"}))
+"""
 WHEN_USED = (
     NOT_YET
     + """
@@ -75,6 +84,11 @@ def run(program: str, **variables: str) -> str:
 
 def test_who_asks_for_it_does_not_pay_for_lightning() -> None:
     run(NOT_YET, LIGHTNING_SIGNVR_REGISTER="0")
+
+
+@pytest.mark.slow
+def test_beside_lightning_nothing_heavy_is_imported() -> None:
+    assert run(AS_EVER) == "[]\n"
 
 
 @pytest.mark.slow

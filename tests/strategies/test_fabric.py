@@ -142,14 +142,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name: str, uninterrupted: An
     assert same_on_all(own[name].state for own in resumed) == (name == "AdamW")
 
 
-def test_a_killed_run_resumes_as_the_uninterrupted_one(folder: Path, uninterrupted: Any) -> None:
-    path = str(folder / "killed.ckpt")
+@pytest.mark.parametrize("name", ["Signum", "SSVR"])
+def test_a_killed_run_resumes_as_the_uninterrupted_one(name: str, folder: Path, uninterrupted: Any) -> None:
+    path = str(folder / f"killed_{name}.ckpt")
     with pytest.raises(WorkerError, match="died without a word"):
-        run_workers(train_and_save, WORKERS, "SSVR", path, False, True)
+        run_workers(train_and_save, WORKERS, name, path, False, True)
     for own, expected in zip(
-        run_workers(train_and_save, WORKERS, "SSVR", path, True), uninterrupted, strict=True
+        run_workers(train_and_save, WORKERS, name, path, True), uninterrupted, strict=True
     ):
-        for got, wanted in zip(own, expected["SSVR"], strict=True):
+        for got, wanted in zip(own, expected[name], strict=True):
             np.testing.assert_array_equal(got, wanted)
 
 
