@@ -29,9 +29,10 @@ sends per parameter and step (headers are large beside a model of 4,810 paramete
 How the hyper-parameters were chosen: all methods make the same steps with the same batches, splits and
 initial weights and a cosine schedule, and get three learning rates, a factor of 3 apart; that with
 the lowest final loss in the mean over the seeds is taken. The grids were placed by a first trial; the next
-larger rate than 0.9 (SGD) and 0.09 (SSVRMV) was worse at alpha 0.1. Four of the pairs of SSVRMV's radius (1, 3,
-10) and beta (0.1, 0.5) and three of DVRSign's beta (0.02, 0.1, 0.3) were tried once at alpha 0.1; DVRSign keeps
-its default of 0.1, whose loss was 14 % above the best of the three. The other methods got no such trial.
+larger rate than 0.9 (SGD) and 0.09 (SSVRMV) was worse at alpha 0.1. Four of the pairs of SSVRMV's radius
+(1, 3, 10) and beta (0.1, 0.5) and three of DVRSign's beta (0.02, 0.1, 0.3) were tried once at alpha 0.1;
+DVRSign keeps its default of 0.1, whose loss was 14 % above the best of the three. The other methods got no
+such trial.
 """
 
 from __future__ import annotations
