@@ -10,7 +10,7 @@ JOBS ?= 2
 PIP = -m pip --disable-pip-version-check install
 BIN = $(VENV)/bin
 
-.PHONY: help demo test test-slow lint format oldest benchmark clean
+.PHONY: help demo test test-slow lint format docs oldest benchmark clean
 
 help:
 	@echo "make demo       train on real data with $(WORKERS) processes: one-bit votes beside DDP"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-slow  run the tests that take minutes"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format the code"
+	@echo "make docs       build the documentation into site/"
 	@echo "make oldest     train with the oldest supported versions"
 	@echo "make benchmark  time the codec, the optimizers and the monitors on this machine"
 	@echo "make clean      remove virtual environments and logs"
@@ -54,6 +55,16 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+$(VENV)/.ready-docs: $(VENV)/.ready
+	@echo "==> Adding what builds the documentation"
+	$(BIN)/python $(PIP) --quiet --constraint constraints/newest.txt --editable '.[docs]'
+	@touch $@
+
+# the variable keeps the theme's announcement of its successor out of the log
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "==> Open site/index.html; for the search, serve it: python -m http.server --directory site"
+
 $(OLDEST)/.ready: pyproject.toml constraints/oldest.txt
 	@echo "==> Making $(OLDEST) with the oldest supported versions"
 	$(PYTHON) -m venv $(OLDEST)
@@ -70,4 +81,4 @@ benchmark: $(VENV)/.ready
 	$(BIN)/python benchmarks/monitoring.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) logs lightning_logs
+	rm -rf $(VENV) $(OLDEST) logs lightning_logs site
