@@ -8,10 +8,12 @@ With n workers, d parameters, link speed B and latency L:
   the last bucket, whose gradients are ready when backward ends: ``step = local + exchange - overlap *
   min(backward, exchange without the last bucket)``, which with ``overlap = 1`` is the larger of the two,
   roughly, and with 0 their sum. Besides the exchange DDP copies gradients into and out of buckets.
-* The sign vote runs after backward in this version, so it is a sum: ``gradients * compute + estimate + pack +
-  all_to_all + tally + all_gather + apply``. ``all_to_all`` sends ``(n - 1) / n`` of ``d / 8`` bytes at once,
-  ``all_gather`` as many in ``n - 1`` hops. The bytes are those of the library's own headers and padding.
-  Exact zeros, which abstain, are assumed to be rare.
+* The sign vote runs after backward (unless it is told to overlap), so ``step = gradients * compute + local +
+  exchange``, less what its k buckets hide of each other, ``overlap * (1 - 1/k) * min(local, exchange)``.
+  ``local`` is estimate, pack, tally and apply. In two phases ``all_to_all`` sends ``(n - 1) / n`` of
+  ``d / 8`` bytes at once and ``all_gather`` as many in ``n - 1`` hops; in one phase, which two workers take,
+  ``all_gather`` sends all of it. The bytes are those of the library's own headers and padding. Exact zeros,
+  which abstain, are assumed to be rare.
 * PowerSGD sends ``rank (rows + columns)`` float32 per matrix in three all-reduces instead of one, and
   vectors, and matrices that this would not halve, as they are.
 * With several workers on a node, its link carries one edge of a ring, but ``all_to_all`` of all of them.
@@ -24,12 +26,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 
-from lightning_signvr.planner.figures import Cluster, Costs
+from lightning_signvr.planner.figures import Cluster, Costs, Link
 from lightning_signvr.planner.methods import Method
 from lightning_signvr.signs import packed_size
+from lightning_signvr.voting.buckets import cut
 from lightning_signvr.voting.header import BallotHeader, OutcomeHeader
+from lightning_signvr.voting.layout import Layout
+from lightning_signvr.voting.topology import LARGEST_TO_COPY
+from lightning_signvr.voting.topology import Link as VotersLink
 
 BACKWARD = 2 / 3
 """Share of the backward pass in compute."""
@@ -162,18 +169,40 @@ def all_reduce_seconds(cluster: Cluster, size: float, messages: int = 1) -> floa
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Bytes that one worker sends to one other in a vote among ``voters``: up, and down."""
+    """Bytes that one worker sends to one other in a vote among ``voters``: up, and down.
+
+    Attributes:
+        buckets: how many there are.
+    """
 
     up: int
     down: int
+    buckets: int
 
 
-def _sizes(packed: int, voters: int, tensors: int, method: Method) -> _Sizes:
-    shard = -(-packed // (8 * voters)) * 8
-    return _Sizes(
-        BallotHeader.size(tensors, method.scaled) + shard,
-        OutcomeHeader.size(tensors, method.scaled_answer) + method.bits_back(voters) * shard,
-    )
+def _sizes(numels: Sequence[int], voters: int, method: Method, slowest: Link) -> _Sizes:
+    offsets = tuple(accumulate(map(packed_size, numels), initial=0))
+    layout = Layout(tuple(numels), offsets)
+    splits = not (method.scaled or method.scaled_answer or method.counted)
+    buckets = cut(layout, voters, None if splits else max(1, 8 * layout.num_bytes))
+    one_phase = splits and _takes_one_phase(buckets[0].size, voters, slowest)
+    up = down = 0
+    for bucket in buckets:
+        tensors = bucket.last - bucket.first
+        up += BallotHeader.size(tensors, method.scaled) + (bucket.size if one_phase else bucket.shard)
+        if not one_phase:
+            bits = method.bits_back(voters)
+            down += OutcomeHeader.size(tensors, method.scaled_answer) + bits * bucket.shard
+    return _Sizes(up, down, len(buckets))
+
+
+def _takes_one_phase(size: int, voters: int, slowest: Link) -> bool:
+    """As :func:`~lightning_signvr.voting.topology.choose_route` does, by the figures of the link."""
+    if voters <= 2:
+        return voters == 2
+    link = VotersLink(slowest.latency, 1 / slowest.bytes_per_second)
+    one, two = (link.seconds(route, size, voters) for route in ("one_phase", "two_phase"))
+    return size <= LARGEST_TO_COPY and one < two
 
 
 def _local_costs(problem: Problem, share: float) -> float:
@@ -187,28 +216,32 @@ def _vote(problem: Problem) -> Prediction:
     cluster = problem.cluster
     others, local_others = cluster.workers - 1, cluster.workers_per_node - 1
     remote = cluster.workers - cluster.workers_per_node
-    sizes = _sizes(problem.packed_bytes, cluster.workers, len(problem.shapes), problem.method)
-    exchange = 0.0
-    if others:
+    numels, slowest = [prod(shape) for shape in problem.shapes], cluster.slowest
+    sizes = _sizes(numels, cluster.workers, problem.method, slowest)
+    local, exchange = _local_costs(problem, 1.0), 0.0
+    if others and not sizes.down:
+        exchange = others * (sizes.up / slowest.bytes_per_second + slowest.latency)
+    elif others:
         through_link = cluster.workers_per_node * remote * sizes.up / cluster.link.bytes_per_second
         inside = local_others * sizes.up / cluster.node_link.bytes_per_second
-        slowest = cluster.slowest
         exchange = max(through_link, inside) + slowest.latency
         exchange += others * (sizes.down / slowest.bytes_per_second + slowest.latency)
+    hidden = cluster.overlap * (1 - 1 / sizes.buckets) * min(local, exchange)
     return Prediction(
         "sign vote",
         problem.method.gradients * problem.compute,
-        _local_costs(problem, 1.0),
-        exchange,
+        local,
+        exchange - hidden,
         others * (sizes.up + sizes.down) if others else 0,
         overlapped=False,
     )
 
 
 def _hierarchical_vote(problem: Problem) -> Prediction:
-    cluster, tensors = problem.cluster, len(problem.shapes)
+    cluster = problem.cluster
     nodes, per_node = cluster.nodes, cluster.workers_per_node
-    sizes = _sizes(-(-problem.packed_bytes // per_node), nodes, tensors, problem.method)
+    numels = [8 * -(-problem.packed_bytes // per_node)]
+    sizes = _sizes(numels, nodes, problem.method, cluster.link)
     inside = 0.0
     for size in (4 * problem.parameters, problem.packed_bytes):  # reduce-scatter of numbers, gather of bits
         inside += (per_node - 1) * (
