@@ -60,8 +60,10 @@ class OnePhase(Exchange):
 
     @override
     def receive(self, planes: Tensor, terms: Terms) -> Outcome:
-        planes[0].copy_(self._decided.negative)
-        undecided = self._decided.undecided
+        decided = self._decided
+        del self._decided  # a plane or two of the bucket
+        planes[0].copy_(decided.negative)
+        undecided = decided.undecided
         if undecided is not None and bool(undecided.any()):
             self._undecided().copy_(undecided)
             self._had_undecided = True

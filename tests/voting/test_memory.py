@@ -1,0 +1,36 @@
+"""What a vote takes beside the directions: at most 0.3 byte per parameter, and no more in later votes."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+import torch
+
+from lightning_signvr.voting import MajorityVote
+from tests.workers import run_workers
+
+TENSORS = 256  # of 2**20 parameters: so many that some MB of constant size do not count
+
+
+def peak() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def bytes_per_parameter(rank: int) -> list[float]:
+    directions = [torch.full((1024, 1024), 1.0 - 2 * rank)] * TENSORS  # the same memory again and again
+    vote = MajorityVote()
+    for _ in range(2):
+        vote(directions[:1])  # what a first vote loads
+    before, peaks = peak(), []
+    for _ in range(3):
+        vote(directions)
+        peaks.append((peak() - before) / (TENSORS * 2**20))
+    return peaks
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_peak_of_a_vote(workers: int) -> None:
+    for first, *_, last in run_workers(bytes_per_parameter, workers):
+        assert first <= 0.3
+        assert last <= 0.3
