@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # the target of a link, or code, in which there are none
 LINK = re.compile(r"^(`{3,}).*?^\1`*$|(?<=\]\()(?![a-z]+:|#|/)(?P<target>[^)\s#]+)", re.MULTILINE | re.DOTALL)
 HIDDEN = "---\nsearch:\n  exclude: true\n---\n\n"
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".slurm": "bash"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
