@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_signvr.amp import SharedGradScaler
 from lightning_signvr.optimizers import SignOptimizer, vote_gradients
 from lightning_signvr.optimizers.rank_states import own_rank_state, with_rank_states
+from lightning_signvr.optimizers.resizing import OnResize
 from lightning_signvr.voting import LocalVote, MajorityVote
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ class Connection:
 
     Args:
         optimizer: the optimizer itself, no wrapper.
-        rules: ``ties``, ``zeros`` and ``seed``.
+        rules: arguments of the vote but its group.
         announce: whether to say that another optimizer steps on signs.
+        on_resize: what to do with a checkpoint of another number of workers.
 
     Attributes:
         vote: what it follows.
@@ -42,8 +44,14 @@ class Connection:
         ValueError: an optimizer with a LocalVote, of several workers.
     """
 
-    def __init__(self, optimizer: Optimizer, rules: Mapping[str, Any], announce: bool) -> None:
-        self.optimizer = optimizer
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        rules: Mapping[str, Any],
+        announce: bool,
+        on_resize: OnResize = "error",
+    ) -> None:
+        self.optimizer, self.on_resize = optimizer, on_resize
         self._hook = None
         if isinstance(optimizer, SignOptimizer):
             if optimizer.vote_is_default:
@@ -113,7 +121,7 @@ class Connection:
         self.vote.step = own.pop(_VOTE_STATE, {"step": self.vote.step})["step"]
         if not isinstance(self.optimizer, SignOptimizer):
             return own
-        return own_rank_state(own, *_place())
+        return own_rank_state(own, *_place(), self.on_resize)
 
 
 def unwrapped(optimizer: Any) -> Any:

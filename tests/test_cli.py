@@ -58,9 +58,9 @@ def test_plan_prints_steps_break_even_memory_and_advice(capsys: pytest.CaptureFi
     assert "\nUse it: a step would take " in out
 
 
-def test_hierarchical_is_marked_as_not_in_this_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hierarchical_is_planned_where_nodes_have_several_workers(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run([*PLAN, "--workers-per-node", "2", "--node-link", "10GB/s"], capsys)
-    assert "hierarchical sign vote (not in this version)" in out
+    assert "\nhierarchical sign vote  " in out
     assert "between 2 nodes, 80 Gbit/s inside" in out
 
 

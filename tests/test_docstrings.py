@@ -5,13 +5,18 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 import lightning_signvr
 
-MODULES = [module.name for module in pkgutil.walk_packages(lightning_signvr.__path__, "lightning_signvr.")]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(lightning_signvr.__path__, "lightning_signvr.")
+    if find_spec("triton") or "triton_kernels" not in module.name
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -37,6 +37,8 @@ class Connection(_Connection):
                 f"{type(optimizer).__name__} has a LocalVote, and under sign_vote gradients are not "
                 "averaged, so that the workers would part: leave out `vote`, or do not call sign_vote"
             )
+        if isinstance(optimizer, SignOptimizer):
+            self.vote.step = optimizer.param_groups[0]["step"]  # it may have stepped before
         self.meter = Meter(self.vote)
         self._accelerator = accelerator
         self._is_checked = False

@@ -16,12 +16,19 @@ from lightning_signvr.accelerate.connection import Connection
 from lightning_signvr.connecting import share_overflows
 from lightning_signvr.module_state import average_buffers
 from lightning_signvr.optimizers import AnchoredOptimizer
+from lightning_signvr.optimizers.resizing import OnResize, check_on_resize
 from lightning_signvr.replay import Replay
-from lightning_signvr.voting import MajorityVote, TieRule, ZeroRule
+from lightning_signvr.voting import MajorityVote, TieRule, Voters, ZeroRule
 
 
 def sign_vote(
-    accelerator: Any, ties: TieRule = "random", zeros: ZeroRule = "abstain", seed: int = 0
+    accelerator: Any,
+    ties: TieRule = "random",
+    zeros: ZeroRule = "abstain",
+    seed: int = 0,
+    voters: Voters = "worker",
+    workers_per_node: int | None = None,
+    on_resize: OnResize = "error",
 ) -> SignVote:
     """Make what ``accelerator`` prepares from now on train with one bit per parameter in each direction.
 
@@ -40,8 +47,13 @@ def sign_vote(
 
     Args:
         accelerator: one that has not prepared a model or an optimizer yet.
-        ties, zeros, seed: of the vote, see :class:`~lightning_signvr.voting.MajorityVote`; used for every
-            optimizer that was not given a vote of its own.
+        ties, zeros, seed, voters, workers_per_node: of the vote, see
+            :class:`~lightning_signvr.voting.MajorityVote`; used for every optimizer that was not given a vote
+            of its own.
+        on_resize: what ``load_state`` does with a checkpoint of another number of workers. ``"error"``:
+            raise. ``"mean"``: every worker starts with the mean of the saved optimizer states, see
+            :func:`~lightning_signvr.optimizers.resizing.merged`; ``"reset"``: with none. Parameters and the
+            count of steps are kept.
 
     Returns:
         A handle for what Accelerate has no call for; also kept as ``accelerator.sign_vote``.
@@ -66,8 +78,16 @@ def sign_vote(
         5
     """
     check_accelerator(accelerator)
-    MajorityVote(ties=ties, zeros=zeros, seed=seed)  # raises on bad rules before anything starts
-    return SignVote(accelerator, {"ties": ties, "zeros": zeros, "seed": seed})
+    rules: dict[str, Any] = {
+        "ties": ties,
+        "zeros": zeros,
+        "seed": seed,
+        "voters": voters,
+        "workers_per_node": workers_per_node,
+    }
+    MajorityVote(**rules)  # raises on bad rules before anything starts
+    check_on_resize(on_resize)
+    return SignVote(accelerator, rules, on_resize)
 
 
 class SignVote:
@@ -77,14 +97,15 @@ class SignVote:
         accelerator: the Accelerator that votes.
     """
 
-    def __init__(self, accelerator: Any, rules: dict[str, Any]) -> None:
+    def __init__(self, accelerator: Any, rules: dict[str, Any], on_resize: OnResize = "error") -> None:
         self.accelerator = accelerator
+        self._on_resize = on_resize
         self._rules = rules
         self._connections: list[Connection] = []
         self._loaded: list[dict[str, Any]] = []
         share_overflows(accelerator)
-        accelerator.register_save_state_pre_hook(self._write)
-        accelerator.register_load_state_pre_hook(self._read)
+        accelerator.register_save_state_pre_hook(lambda models, weights, folder: self.write_states(folder))
+        accelerator.register_load_state_pre_hook(lambda models, folder: self.read_states(folder))
         accelerator.sign_vote = self
         own_class = type(accelerator)
         accelerator.__class__ = type(own_class.__name__, (VotingMixin, own_class), {})
@@ -211,14 +232,19 @@ class SignVote:
 
     # -- checkpoints ------------------------------------------------------------------------------
 
-    def _write(self, models: Any, weights: Any, folder: str) -> None:
+    def write_states(self, folder: str) -> None:
+        """Keep this worker's own optimizer states in a file in ``folder``."""
         states = [connection.state_dict() for connection in self._connections]
         rank_files.write(folder, self.accelerator.process_index, self.accelerator.num_processes, states)
 
-    def _read(self, models: Any, folder: str) -> None:
-        """Before Accelerate loads anything."""
-        accelerator, count = self.accelerator, len(self._connections)
-        self._loaded = rank_files.read(folder, accelerator.process_index, accelerator.num_processes, count)
+    def read_states(self, folder: str) -> None:
+        """Read them, for :meth:`apply_loaded`; before Accelerate loads anything.
+
+        Raises:
+            RuntimeError: they are missing or damaged, or of another number of workers or optimizers.
+        """
+        rank, workers = self.accelerator.process_index, self.accelerator.num_processes
+        self._loaded = rank_files.read(folder, rank, workers, len(self._connections), self._on_resize)
 
     def apply_loaded(self) -> None:
         """After Accelerate has given every worker rank 0's optimizer states."""

@@ -27,12 +27,14 @@ class CommunicationMonitor(Monitor):
     ``comm/savings_vs_bf16``       the same of bfloat16 gradients
     ``comm/saved_gb``              GB that a ring all-reduce of float32 would have sent more so far
     ``comm/seconds``               time that one step spent on the vote, packing included
-    ``comm/seconds/<phase>``       of that: ``pack``, ``all_to_all``, ``tally``, ``all_gather``; waiting for
-                                   slower workers is in the exchanges
+    ``comm/seconds/<phase>``       of that: ``pack``, ``all_to_all``, ``tally``, ``all_gather``, and where
+                                   nodes vote ``node_all_to_all``, ``node_all_gather``; waiting for slower
+                                   workers is in the exchanges
     ``comm/share_of_step``         seconds of the vote, divided by the wall time of a step
     =============================  ===================================================================
 
-    With several optimizers the number of the optimizer is appended. The values are rank 0's.
+    With several optimizers the number of the optimizer is appended. The values are rank 0's. With
+    ``voters="node"`` most of the bytes stay inside the node; ``vote.traffic.bytes_inside`` says how many.
 
     Example:
         >>> trainer = Trainer(strategy="sign_vote", callbacks=[CommunicationMonitor()])  # doctest: +SKIP

@@ -90,6 +90,8 @@ def topology(vote: MajorityVote) -> str:
     workers = vote.workers
     if workers == 1:
         return "one worker, nothing is sent"
+    if vote.voters == "node":
+        return f"the nodes of {workers} workers"
     return f"{workers} owners, all_to_all and all_gather"
 
 

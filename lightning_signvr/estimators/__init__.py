@@ -1,6 +1,6 @@
 """Layer 3: what one worker believes the full gradient is. No process group."""
 
-from lightning_signvr.estimators.base import PREVIOUS, SNAPSHOT, Estimator
+from lightning_signvr.estimators.base import PREVIOUS, SNAPSHOT, Estimator, recipe_of
 from lightning_signvr.estimators.error_feedback import ErrorFeedback
 from lightning_signvr.estimators.increment import Increment
 from lightning_signvr.estimators.lion import LionMomentum
@@ -26,5 +26,6 @@ __all__ = [
     "StormSvrg",
     "Svrg",
     "correction_now",
+    "recipe_of",
     "state_dtype",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
+
+from lightning_signvr.signs import Direction
 
 PREVIOUS = "previous"
 """Name of the anchor ``x_{t-1}``: see :class:`~lightning_signvr.optimizers.AnchoredOptimizer`."""
@@ -18,6 +20,9 @@ class Estimator(Protocol):
     """What one worker believes the direction of the full gradient to be.
 
     It sees one parameter at a time and keeps what it needs in that parameter's optimizer state.
+
+    It may have a second method ``recipe`` with the same arguments, which returns a
+    :class:`~lightning_signvr.signs.Recipe` of what a call would compute, or the tensor where there is none.
     """
 
     def __call__(
@@ -41,3 +46,14 @@ class Estimator(Protocol):
             Tensor of the gradient's shape. It may be the gradient or a buffer in ``state``.
         """
         ...
+
+
+def recipe_of(estimator: Estimator) -> Callable[..., Direction] | None:
+    """An estimator's method ``recipe``; None where it has none, or one of a class whose call it changes."""
+    for kind in type(estimator).__mro__:
+        if "recipe" in vars(kind):
+            method: Callable[..., Direction] = estimator.recipe  # type: ignore[attr-defined]
+            return method
+        if "__call__" in vars(kind):
+            return None
+    return None

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_signvr.signs import MovingAverage
+
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """Estimators of 16-bit parameters are kept in float32: a slow average would be rounded away."""
@@ -28,8 +30,17 @@ class Momentum:
         group: dict[str, Any],
         at: Mapping[str, Tensor],
     ) -> Tensor:
+        return self.recipe(gradient, state, group, at).compute_()
+
+    def recipe(
+        self,
+        gradient: Tensor,
+        state: dict[str, Any],
+        group: dict[str, Any],
+        at: Mapping[str, Tensor],
+    ) -> MovingAverage:
+        """What a call would compute, for a kernel that packs the signs in the same pass."""
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient, dtype=state_dtype(gradient.dtype))
-        average: Tensor = state["momentum_buffer"]
         momentum = group["momentum"]
-        return average.mul_(momentum).add_(gradient, alpha=1 - momentum)
+        return MovingAverage(state["momentum_buffer"], gradient, momentum, 1 - momentum)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_signvr.estimators.base import PREVIOUS
 from lightning_signvr.estimators.last_gradient import LAST_GRADIENT, remember_gradient
 from lightning_signvr.estimators.momentum import state_dtype
+from lightning_signvr.signs import CorrectedAverage, MovingAverage, Recipe, Recursive
 
 
 def correction_now(group: dict[str, Any]) -> float:
@@ -41,27 +42,40 @@ class Storm:
         group: dict[str, Any],
         at: Mapping[str, Tensor],
     ) -> Tensor:
-        stale = group["previous"] == "last_batch"
-        estimate = self._estimate(
-            gradient, state, group, state.get(LAST_GRADIENT) if stale else at.get(PREVIOUS)
-        )
-        if stale:
+        direction = self._direction(gradient, state, group, at)
+        if isinstance(direction, Recipe):
+            direction = direction.compute_()
+        if group["previous"] == "last_batch":
             remember_gradient(gradient, state)
-        return estimate
+        return direction
+
+    def recipe(
+        self,
+        gradient: Tensor,
+        state: dict[str, Any],
+        group: dict[str, Any],
+        at: Mapping[str, Tensor],
+    ) -> Tensor | Recipe:
+        """What a call would compute, for a kernel that packs the signs in the same pass.
+
+        Computed already in the first step, and with ``"last_batch"``, where the gradient is to be remembered.
+        """
+        if group["previous"] == "last_batch":
+            return self(gradient, state, group, at)
+        return self._direction(gradient, state, group, at)
 
     @staticmethod
-    def _estimate(
-        gradient: Tensor, state: dict[str, Any], group: dict[str, Any], last: Tensor | None
-    ) -> Tensor:
+    def _direction(
+        gradient: Tensor, state: dict[str, Any], group: dict[str, Any], at: Mapping[str, Tensor]
+    ) -> Tensor | Recipe:
         if "estimate" not in state:
             state["estimate"] = gradient.to(state_dtype(gradient.dtype), copy=True)
             return state["estimate"]  # type: ignore[no-any-return]
+        last = state.get(LAST_GRADIENT) if group["previous"] == "last_batch" else at.get(PREVIOUS)
         estimate: Tensor = state["estimate"]
         beta, correction = group["beta"], correction_now(group)
-        if last is not None and correction == 1:
-            return estimate.sub_(last).mul_(1 - beta).add_(gradient)
-        estimate.mul_(1 - beta).add_(gradient, alpha=beta)
-        if last is not None and correction > 0:
-            weight = correction * (1 - beta)
-            estimate.add_(gradient, alpha=weight).sub_(last, alpha=weight)
-        return estimate
+        if last is None or correction == 0:
+            return MovingAverage(estimate, gradient, 1 - beta, beta)
+        if correction == 1:
+            return Recursive(estimate, gradient, 1 - beta, last)
+        return CorrectedAverage(estimate, gradient, 1 - beta, beta, last, correction * (1 - beta))

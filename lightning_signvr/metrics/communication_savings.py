@@ -35,7 +35,8 @@ class CommunicationSavings(VoteMetric):
     ===============================  =================================================================
 
     The first update with a vote only looks at its counters, each later one adds what was sent since: update
-    once before the first vote. Traffic of several votes, as of several optimizers, is added up. With
+    once before the first vote. Traffic of several votes, as of several optimizers, is added up; where nodes
+    vote it is all that the rank sends, most of which stays in its node (``vote.traffic.bytes_inside``). With
     ``sync_on_compute=True`` the bytes are those of all ranks together, and the rest is their mean.
 
     Args:
@@ -97,7 +98,8 @@ class CommunicationSavings(VoteMetric):
         self.sent += sent
         self.received += received
         self.voted += voted
-        self.ring += voted * 2 * (vote.last.workers - 1) / vote.last.workers
+        workers = vote.last.workers * vote.workers_per_voter
+        self.ring += voted * 2 * (workers - 1) / workers
 
     @override
     def compute(self) -> dict[str, Tensor]:

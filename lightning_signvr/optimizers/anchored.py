@@ -218,15 +218,29 @@ class AnchoredOptimizer(SignOptimizer):
         state = self.state[parameter]
         if not self.needs(PREVIOUS, group):
             previous_iterate.forget(state)
-        elif group.get("previous_iterate", "copy") == "copy":
+        elif self._copies(group):
             previous_iterate.keep_copy(state, parameter)
         else:
             previous_iterate.keep_move(state, votes, index, *self.move(group))
 
+    @override
+    def room_for_old(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> Sequence[Tensor] | None:
+        if type(self).before_update is not AnchoredOptimizer.before_update:
+            return None
+        if PREVIOUS not in self.anchors or not self.needs(PREVIOUS, group) or not self._copies(group):
+            return None
+        return [previous_iterate.room_for_copy(self.state[parameter], parameter) for parameter in parameters]
+
+    @staticmethod
+    def _copies(group: dict[str, Any]) -> bool:
+        """Whether the previous iterate is kept as it is."""
+        return bool(group.get("previous_iterate", "copy") == "copy")
+
     @property
     @override
     def why_not_overlap(self) -> str | None:
-        return f"{type(self).__name__} compares gradients at two points, the second of which comes after backward"
+        name = type(self).__name__
+        return f"{name} compares gradients at two points, the second of which comes after backward"
 
     @torch.no_grad()
     @override

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from lightning_signvr.estimators import Estimator
+from lightning_signvr.estimators import Estimator, recipe_of
 from lightning_signvr.optimizers.checks import check_at_least_zero
 from lightning_signvr.optimizers.overlapping import Overlap
 from lightning_signvr.optimizers.rank_states import KEY, own_rank_state
-from lightning_signvr.signs import check_signable
+from lightning_signvr.optimizers.resizing import OWNER
+from lightning_signvr.signs import Direction, add_signs_all_, check_signable
+from lightning_signvr.signs.dispatch import triton_kernels
 from lightning_signvr.voting import MajorityVote, ScaledMeanVote, VotedSigns
-
-OWNER: Any = "owner"
-"""Key in an optimizer's state for what this rank keeps as the owner of a shard."""
 
 
 class SignOptimizer(Optimizer):
@@ -31,6 +30,9 @@ class SignOptimizer(Optimizer):
        tensor's are in memory at a time;
     3. the vote, over all parameters together, the only communication;
     4. :meth:`update`: the voted signs move the parameters, on all workers alike.
+
+    On a GPU, kernels do that for many parameters at once, in two passes over memory, where no stage is
+    overridden or observed.
 
     A method is made from an estimator and, where it differs, an overridden stage. Without
     ``torch.distributed``, or with a single worker, the vote is the worker's own sign.
@@ -120,16 +122,30 @@ class SignOptimizer(Optimizer):
 
     def directions(
         self, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]
-    ) -> Iterator[Tensor | None]:
+    ) -> Iterator[Direction | None]:
         """What this worker votes with, one tensor after the other; None where it has no gradient."""
         for index, (parameter, group) in enumerate(zip(parameters, groups, strict=True)):
             yield None if parameter.grad is None else self.direction(parameter, group, index)
 
-    def direction(self, parameter: Tensor, group: dict[str, Any], index: int) -> Tensor:
+    def direction(self, parameter: Tensor, group: dict[str, Any], index: int) -> Direction:
         """What this worker votes with for a parameter that has a gradient."""
+        recipe = self._recipe(parameter.device)
+        if recipe is not None:
+            return recipe(parameter.grad, self.state[parameter], group, self.gradients_elsewhere(parameter))
         estimate = self.estimate(parameter, group)
         self.show(parameter, estimate)
         return self.encode(estimate, group, index)
+
+    def _recipe(self, device: torch.device) -> Callable[..., Direction] | None:
+        """The estimator's recipe, where kernels carry it out and nobody needs the direction before that."""
+        if triton_kernels(device) is None or self.observers:
+            return None
+        if any(self._overrides(stage) for stage in ("estimate", "show", "encode")):
+            return None
+        return recipe_of(self.estimator)
+
+    def _overrides(self, name: str) -> bool:
+        return getattr(type(self), name) is not getattr(SignOptimizer, name)
 
     def show(self, parameter: Tensor, estimate: Tensor) -> None:
         """Let the observers look at an estimate, which they must not change."""
@@ -188,6 +204,39 @@ class SignOptimizer(Optimizer):
     def before_update(self, parameter: Tensor, votes: VotedSigns, index: int, group: dict[str, Any]) -> None:
         """Called for each parameter that takes part, before the votes move it."""
 
+    def room_for_old(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> Sequence[Tensor] | None:
+        """Tensors that a kernel is to leave the parameters in as they were before it moves them.
+
+        :meth:`before_update` is not called then. None to have it called.
+        """
+        return None
+
+    def _update_together(
+        self,
+        votes: VotedSigns,
+        indices: Sequence[int],
+        parameters: Sequence[Tensor],
+        groups: Sequence[dict[str, Any]],
+    ) -> None:
+        """:meth:`before_update` and :meth:`update` of some parameters, those of a group by one launch."""
+        members: dict[int, list[int]] = {}
+        for index in indices:
+            if votes.present[index]:
+                members.setdefault(id(groups[index]), []).append(index)
+            else:
+                self.before_update(parameters[index], votes, index, groups[index])
+        for chosen in members.values():
+            group, targets = groups[chosen[0]], [parameters[index] for index in chosen]
+            copies = self.room_for_old(targets, group)
+            if copies is None:
+                for index, target in zip(chosen, targets, strict=True):
+                    self.before_update(target, votes, index, group)
+            alpha, decay = self.move(group)
+            offsets = [votes.layout.offsets[index] for index in chosen]
+            add_signs_all_(
+                targets, votes.negative, offsets, alpha, zeros=votes.undecided, decay=decay, copies=copies
+            )
+
     @overload
     def step(self, closure: None = ...) -> None: ...
 
@@ -224,11 +273,17 @@ class SignOptimizer(Optimizer):
                 parameters.append(parameter)
                 groups.append(group)
         votes = self.cast(parameters, groups)
-        for index in votes.arrivals():
-            parameter, group = parameters[index], groups[index]
-            self.before_update(parameter, votes, index, group)
-            if votes.present[index]:
-                self.update(parameter, votes, index, group)
+        together = type(votes) is VotedSigns and not self._overrides("update")
+        together = together and triton_kernels(votes.planes.device) is not None
+        for indices in votes.batches():
+            if together:
+                self._update_together(votes, indices, parameters, groups)
+                continue
+            for index in indices:
+                parameter, group = parameters[index], groups[index]
+                self.before_update(parameter, votes, index, group)
+                if votes.present[index]:
+                    self.update(parameter, votes, index, group)
         for group in self.param_groups:
             group["step"] += 1
         return loss
@@ -236,14 +291,15 @@ class SignOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but every worker takes its own state and every tensor keeps its dtype.
 
-        Where ``state_dict`` holds the states of all workers (:mod:`.rank_states`), each of several workers
-        takes its own; a lone one takes the first. torch casts state to the dtype of its parameter, which
-        would round the float32 estimator of a bfloat16 parameter.
+        Where ``state_dict`` holds the states of all workers (:mod:`.rank_states`), each takes its own. torch
+        casts state to the dtype of its parameter, which would round the float32 estimator of a bfloat16
+        parameter.
 
         Raises:
-            RuntimeError: ``state_dict`` holds the states of another number of workers than vote here.
+            RuntimeError: ``state_dict`` holds the states of another number of workers than vote here (pass
+                it through :func:`.rank_states.resized`), or it is damaged.
         """
-        if KEY in state_dict and self.vote.workers > 1:
+        if KEY in state_dict:
             state_dict = own_rank_state(state_dict, self.vote.rank, self.vote.workers)
         super().load_state_dict(state_dict)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):

@@ -24,8 +24,9 @@ class Lion(SignOptimizer):
 
     Both of the paper's forms: the majority of the workers' signs (D-Lion MaVo), 1 bit per parameter down,
     or with ``average`` their mean (D-Lion Avg), ``log2(n + 1)`` bits down, rounded up. In the paper the
-    mean does better with large global batches, the majority with small ones. From LightningCLI's
-    configuration file::
+    mean does better with large global batches, the majority with small ones. A hostile
+    minority is outvoted by a majority; in the mean each worker moves every coordinate, by at most ``2 lr /
+    n``. From LightningCLI's configuration file::
 
         optimizer:
           class_path: lightning_signvr.optimizers.Lion

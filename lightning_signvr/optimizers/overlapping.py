@@ -111,8 +111,8 @@ class Overlap:
         self._open, self._seen = None, {}
         if len(places) != len(parameters) or any(parameter not in places for parameter in parameters):
             raise RuntimeError(
-                "requires_grad or the parameter groups changed after backward, when the vote had begun: do so "
-                "before backward, or build the optimizer without overlap"
+                "requires_grad or the parameter groups changed after backward, when the vote had begun: do "
+                "so before backward, or build the optimizer without overlap"
             )
         for parameter, (index, group) in reversed(places.items()):
             gradient = parameter.grad

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_signvr.optimizers.exchange import exchanged
@@ -34,11 +35,19 @@ def forget(state: dict[str, Any]) -> None:
         state.pop(key, None)
 
 
+def room_for_copy(state: dict[str, Any], parameter: Tensor) -> Tensor:
+    """Where to put a copy of ``parameter``, before it moves."""
+    room = state.get(COPY)
+    forget(state)
+    if room is None or (room.dtype, room.device) != (parameter.dtype, parameter.device):
+        room = torch.empty_like(parameter)
+    state[COPY] = room
+    return room
+
+
 def keep_copy(state: dict[str, Any], parameter: Tensor) -> None:
     """Remember where ``parameter`` is, before it moves."""
-    copy = state.get(COPY)
-    forget(state)
-    state[COPY] = parameter.detach().clone() if copy is None else copy.copy_(parameter)
+    room_for_copy(state, parameter).copy_(parameter)
 
 
 def keep_move(state: dict[str, Any], votes: VotedSigns, index: int, alpha: float, decay: float) -> None:

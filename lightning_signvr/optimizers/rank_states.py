@@ -6,14 +6,21 @@ a resume every worker would go on with rank 0's estimator, and nothing would fai
 
 from __future__ import annotations
 
-import io
+import logging
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from lightning_signvr.optimizers.resizing import OnResize, check_on_resize, merged
+from lightning_signvr.optimizers.state_exchange import Peer
+from lightning_signvr.optimizers.state_trees import checksum
+
+log = logging.getLogger(__name__)
+
 KEY = "rank_states"
-FORMAT = 1
+FORMAT = 2
+"""1 had no checksums, and nothing was added for a lone worker."""
 
 
 def with_rank_states(
@@ -22,7 +29,8 @@ def with_rank_states(
     """``state_dict`` with the states of all ranks added; a collective, complete on rank 0.
 
     What is added is plain: numbers, strings and tensors, which ``torch.load(weights_only=True)`` reads.
-    The rest is rank 0's state dict as it is, so that any program can load that.
+    The rest is rank 0's state dict as it is, so that any program can load that. Rank 0 holds all states, as
+    the file does, and beside them no more than a tensor.
 
     Args:
         state_dict: of an optimizer, on each rank its own.
@@ -30,52 +38,129 @@ def with_rank_states(
         group: the workers; None for all.
 
     Returns:
-        A new dict. On ranks other than 0, and for a lone worker, just a copy.
+        A new dict. On ranks other than 0 just a copy.
     """
-    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+    own = state_dict["state"]
+    workers, rank = (dist.get_world_size(group), dist.get_rank(group)) if dist.is_initialized() else (1, 0)
+    if rank > 0:
+        Peer(0, device, group).send([own, checksum(own)])
         return dict(state_dict)
-    buffer = io.BytesIO()
-    torch.save(state_dict["state"], buffer)
-    mine = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8).to(device)
-    workers, rank = dist.get_world_size(group), dist.get_rank(group)
-    sizes = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(workers)]
-    dist.all_gather(sizes, torch.tensor([mine.numel()], device=device), group=group)
-    largest = max(int(size) for size in sizes)
-    padded = torch.zeros(largest, dtype=torch.uint8, device=device)
-    padded[: mine.numel()] = mine
-    received = [torch.empty_like(padded) for _ in range(workers)] if rank == 0 else None
-    dist.gather(padded, received, dst=0 if group is None else dist.get_global_rank(group, 0), group=group)
-    if received is None:
-        return dict(state_dict)
-    states: list[Any] = [state_dict["state"]]
-    for data, size in list(zip(received, sizes, strict=True))[1:]:
-        stored = io.BytesIO(data[: int(size)].cpu().numpy().tobytes())
-        states.append(torch.load(stored, map_location="cpu", weights_only=True))
-    return {**state_dict, KEY: {"format": FORMAT, "world_size": workers, "states": states}}
+    received = [Peer(other, device, group).receive() for other in range(1, workers)]
+    states, checksums = zip([own, checksum(own)], *received, strict=True)
+    everything = {"format": FORMAT, "world_size": workers, "states": list(states)}
+    return {**state_dict, KEY: {**everything, "checksums": list(checksums)}}
 
 
-def own_rank_state(state_dict: dict[str, Any], rank: int, workers: int) -> dict[str, Any]:
+def own_rank_state(
+    state_dict: dict[str, Any], rank: int, workers: int, on_resize: OnResize = "error"
+) -> dict[str, Any]:
     """The state dict of ``rank`` out of one from :func:`with_rank_states`.
 
+    Args:
+        state_dict: of all workers; without their states it is taken for a lone worker's.
+        rank: of this worker.
+        workers: how many there are.
+        on_resize: what to do where it is of another number of workers, see :func:`resized`.
+
     Raises:
-        RuntimeError: it is of another number of workers, or of a newer format.
+        RuntimeError: it is of another number of workers and ``on_resize="error"``, of a newer format, or
+            damaged.
     """
-    saved = state_dict.get(KEY)
+    if _count(state_dict) != workers:
+        state_dict = resized(state_dict, workers, on_resize)
     plain = {name: value for name, value in state_dict.items() if name != KEY}
-    if saved is None and workers == 1:
-        return plain
-    if saved is not None and saved["format"] > FORMAT:
+    return {**plain, "state": _checked_states(state_dict, [rank])[0]} if KEY in state_dict else plain
+
+
+def resized(state_dict: dict[str, Any], workers: int, on_resize: OnResize) -> dict[str, Any]:
+    """The states of another number of workers than saved, for ``load_state_dict``; said in the log.
+
+    The hyper-parameters and the count of steps are kept as they are.
+
+    Args:
+        state_dict: from :func:`with_rank_states`.
+        workers: how many there are now.
+        on_resize: ``"mean"``: every worker starts with the mean of the saved states, see
+            :func:`~lightning_signvr.optimizers.resizing.merged`. ``"reset"``: with none, as a new optimizer
+            does. ``"error"``: raise.
+
+    Returns:
+        A new dict. With the number of workers that was saved: the same states.
+
+    Raises:
+        ValueError: an unknown ``on_resize``.
+        RuntimeError: another number of workers and ``"error"``, a newer format, or a damaged state.
+
+    Example:
+        >>> from lightning_signvr import Signum
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> optimizer = Signum([weight], lr=0.5)
+        >>> saved = with_rank_states(optimizer.state_dict(), torch.device("cpu"))
+        >>> saved["rank_states"]["world_size"], resized(saved, 3, "mean")["rank_states"]["world_size"]
+        (1, 3)
+    """
+    check_on_resize(on_resize)
+    there = _count(state_dict)
+    if there == workers:
+        return dict(state_dict)
+    if on_resize == "error":
+        raise RuntimeError(
+            f"the checkpoint holds the optimizer states of {there} worker(s), and this run has {workers}: "
+            f'resume with {there}, or choose what becomes of their states by on_resize="mean" or "reset" '
+            f'(SignVoteStrategy(on_resize=...); in plain PyTorch load resized(state_dict, {workers}, "mean") '
+            "from lightning_signvr.optimizers.rank_states), or start the optimizer anew from the weights"
+        )
+    states = _checked_states(state_dict, range(there)) if KEY in state_dict else [state_dict["state"]]
+    state = merged(states) if on_resize == "mean" else {}
+    say_resized(there, workers, on_resize)
+    everything = {"format": FORMAT, "world_size": workers, "states": [state] * workers}
+    groups = state_dict["param_groups"]
+    if on_resize == "reset":
+        groups = [renewed(group) for group in groups]
+    sums = [checksum(state)] * workers
+    return {**state_dict, "state": state, "param_groups": groups, KEY: {**everything, "checksums": sums}}
+
+
+def renewed(group: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group without its claim on state: a snapshot is due again."""
+    return {**group, "snapshot_step": None} if "snapshot_step" in group else group
+
+
+def say_resized(there: int, workers: int, on_resize: OnResize) -> None:
+    """Log it, on one worker."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        what = "the mean of the saved states" if on_resize == "mean" else "an empty state"
+        log.warning(
+            "sign_vote: the checkpoint is of %d worker(s), this run has %d: each optimizer starts with %s "
+            '(on_resize="%s")',
+            there,
+            workers,
+            what,
+            on_resize,
+        )
+
+
+def _count(state_dict: dict[str, Any]) -> int:
+    """Of how many workers it is."""
+    if KEY not in state_dict:
+        return 1
+    saved = state_dict[KEY]
+    if saved["format"] > FORMAT:
         raise RuntimeError(
             f"the checkpoint's optimizer state has format {saved['format']}, this version reads up to "
             f"{FORMAT}: update lightning-signvr"
         )
-    there = 1 if saved is None else saved["world_size"]
-    if there != workers:
-        raise RuntimeError(
-            f"the checkpoint holds the optimizer states of {there} worker(s), and this run has {workers}: "
-            f"resume with {there}, or start the optimizer anew from the checkpoint's weights "
-            "(Lightning: Model.load_from_checkpoint(path), then fit without ckpt_path; Fabric: "
-            'fabric.load(path, {"model": model}))'
-        )
-    assert saved is not None
-    return {**plain, "state": saved["states"][rank]}
+    count: int = saved["world_size"]
+    return count
+
+
+def _checked_states(state_dict: dict[str, Any], ranks: Any) -> list[Any]:
+    saved = state_dict[KEY]
+    states, checksums = saved["states"], saved.get("checksums")
+    for rank in ranks:
+        if checksums is not None and checksum(states[rank]) != checksums[rank]:
+            raise RuntimeError(
+                f"the checkpoint's optimizer state of worker {rank} is damaged, its checksum differs: use an "
+                "earlier checkpoint, or start the optimizer anew from the weights"
+            )
+    return [states[rank] for rank in ranks]

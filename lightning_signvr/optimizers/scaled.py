@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_signvr.optimizers.base import OWNER, SignOptimizer
+from lightning_signvr.optimizers.base import SignOptimizer
+from lightning_signvr.optimizers.resizing import OWNER, WHOLE, own_shard
 from lightning_signvr.voting import MajorityVote, ScaledMeanVote, VotedSigns
 from lightning_signvr.voting.layout import Layout
 
@@ -93,7 +94,10 @@ class ScaledOptimizer(SignOptimizer, ABC):
         """This rank's state as an owner, one float32 per element of its shard."""
         if OWNER not in self.state:
             self.state[OWNER] = {"estimate": torch.zeros(size, device=device)}
-        kept: Tensor = self.state[OWNER]["estimate"]
+        owned = self.state[OWNER]
+        if WHOLE in owned:  # of another number of workers
+            owned["estimate"] = own_shard(owned.pop(WHOLE), self.vote.rank, size)
+        kept: Tensor = owned["estimate"]
         if kept.numel() != size:
             raise RuntimeError(
                 f"the state of {type(self).__name__} is of a shard of {kept.numel()} elements, and this "

@@ -31,6 +31,8 @@ class SSDM(RandomizedSigns):
     of 2026, arXiv 1905.12938v6. Each worker normalizes by a norm of its own, so that where data differ
     those with small gradients count for more than their share.
 
+    A mean of signs is not a majority: a hostile worker moves every coordinate, by at most ``2 lr / n``.
+
     Rate, for like data under bounded variance: of optimal order in the l2 norm of the gradient; recalled:
     ``T^{-1/4}`` with ``momentum = 1 - T^{-1/2}`` and ``lr`` proportional to ``T^{-3/4}``, hence small steps
     and a long memory. A single sign is almost a coin (``|m_i| / ||m||_2`` is about ``1 / sqrt(d)``): the

@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_signvr.estimators import Storm
 from lightning_signvr.optimizers.stochastic import StochasticSigns
 from lightning_signvr.optimizers.storm import StormOptimizer
+from lightning_signvr.signs import Direction
 from lightning_signvr.signs.encoders import RadiusPolicy, magnitudes
 from lightning_signvr.voting import MajorityVote, StochasticVote
 
@@ -75,7 +76,8 @@ class SSVRMV(StochasticSigns, StormOptimizer):
             (the largest maximum, or the root of their mean squares' mean; a worker that had no gradient or
             only zeros is left out), or of the worker's own ``v`` of this step. Each worker's number travels
             in the vote's header. Until a first step has told them, each has its own, which is biased. A lone
-            worker always takes its own. None: True where the policy allows it.
+            worker always takes its own. None: True where the policy allows it. A shared radius is not robust
+            to hostile workers: one huge number makes coins of all votes.
         previous_iterate: how ``x_{t-1}`` is kept. ``"copy"``: as it is. ``"rebuild"``: as the last vote, 1
             bit per parameter, from which it is computed when needed, but for rounding; in 16-bit parameters
             that is as much as a step, so use it for float32.
@@ -161,7 +163,7 @@ class SSVRMV(StochasticSigns, StormOptimizer):
     @override
     def directions(
         self, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]
-    ) -> Iterator[Tensor | None]:
+    ) -> Iterator[Direction | None]:
         if self.option == 1:
             yield from super().directions(parameters, groups)
             return

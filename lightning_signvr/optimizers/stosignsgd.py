@@ -43,7 +43,8 @@ class StoSignSGD(StochasticSigns):
             has the double in its place.
         radius_policy: ``"fixed"`` (the papers'), or ``"max"``, ``"rms"``, ``"running"``: see :class:`SSVRMV`.
         weight_decay: decoupled, at least 0.
-        shared_radius: whether ``"max"`` and ``"rms"`` are of all workers' last step: see :class:`SSVRMV`.
+        shared_radius: whether ``"max"`` and ``"rms"`` are of all workers' last step: see :class:`SSVRMV`,
+            also for why that is not robust to hostile workers.
         maximize: move uphill.
         vote: None for :class:`~lightning_signvr.voting.MajorityVote` with its defaults; its seed also
             keys the random signs.

@@ -50,8 +50,7 @@ def advise(problem: Problem, predictions: dict[str, Prediction]) -> str:
     hierarchical = predictions.get("hierarchical")
     if hierarchical is not None and hierarchical.seconds * WORTHWHILE < vote.seconds:
         sentences.append(
-            f"Hierarchical voting would take {format_seconds(hierarchical.seconds)}; this version does not "
-            "have it."
+            f'With voters="node" the vote would take {format_seconds(hierarchical.seconds)} a step.'
         )
     if problem.method.gradients > 1:
         sentences.append(

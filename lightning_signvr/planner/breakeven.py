@@ -36,7 +36,7 @@ def break_even(problem: Problem, other: str, factor: float = 1.0) -> float:
         >>> from lightning_signvr.planner import METHODS, Cluster
         >>> problem = Problem([(5000, 5000)], Cluster(2, Link(125e6, 1e-4)), 0.5, METHODS["SSVR"])
         >>> print(f"{break_even(problem, 'fp32') * 8e-9:.2f} Gbit/s")
-        1.44 Gbit/s
+        1.48 Gbit/s
     """
 
     def lead(speed: float) -> float:

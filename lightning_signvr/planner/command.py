@@ -176,7 +176,7 @@ def _as_text(
     fp32 = predictions["fp32"].seconds
     steps = [
         [
-            step.name + ("" if step.available else " (not in this version)"),
+            step.name,
             format_seconds(step.seconds),
             f"{fp32 / step.seconds:.2f}x",
             format_bytes(step.bytes_sent),

@@ -17,8 +17,8 @@ With n workers, d parameters, link speed B and latency L:
 * PowerSGD sends ``rank (rows + columns)`` float32 per matrix in three all-reduces instead of one, and
   vectors, and matrices that this would not halve, as they are.
 * With several workers on a node, its link carries one edge of a ring, but ``all_to_all`` of all of them.
-  Hierarchical voting (not in this version) would average float32 inside a node, let each worker vote across
-  nodes on its own slice, and gather the outcome inside the node.
+  Hierarchical voting (``voters="node"``) adds float32 inside a node, lets each worker vote across nodes on
+  its own slice, and gathers the outcome inside the node.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ OPTIMIZER_PASSES = 3
 
 BUCKET_PASSES = 2
 """Elementwise operations of DDP's copies into buckets and out of them."""
+
+NODE_PASSES = 2
+"""Elementwise operations of a vote of nodes: into the bucket, and adding up."""
 
 CAST_PASSES = 2
 """Elementwise operations of a compression hook that rounds to 16 bits and back."""
@@ -101,7 +104,6 @@ class Prediction:
         exchange: seconds of the exchange that are not hidden behind compute.
         bytes_sent: by one worker, per step.
         overlapped: whether the exchange runs during backward (else after it).
-        available: whether this version of the library, or torch, has it.
     """
 
     name: str
@@ -110,7 +112,6 @@ class Prediction:
     exchange: float
     bytes_sent: float
     overlapped: bool
-    available: bool = True
 
     @property
     def seconds(self) -> float:
@@ -206,9 +207,9 @@ def _takes_one_phase(size: int, voters: int, slowest: Link) -> bool:
 
 
 def _local_costs(problem: Problem, share: float) -> float:
-    """Of a vote: estimate and pack a ``share`` of the parameters, count as many votes, apply all of it."""
+    """Of a vote: estimate, pack a ``share`` of the parameters, count as many votes, apply all of it."""
     costs, method = problem.costs, problem.method
-    per_parameter = share * (method.passes * costs.elementwise + costs.pack + costs.tally) + costs.apply
+    per_parameter = method.passes * costs.elementwise + share * (costs.pack + costs.tally) + costs.apply
     return problem.parameters * per_parameter + len(problem.shapes) * costs.per_tensor
 
 
@@ -254,11 +255,10 @@ def _hierarchical_vote(problem: Problem) -> Prediction:
     return Prediction(
         "hierarchical sign vote",
         problem.method.gradients * problem.compute,
-        _local_costs(problem, 1 / per_node),
+        _local_costs(problem, 1 / per_node) + problem.parameters * NODE_PASSES * problem.costs.elementwise,
         inside + between,
         sent,
         overlapped=False,
-        available=False,
     )
 
 

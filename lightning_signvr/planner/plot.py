@@ -50,10 +50,7 @@ def write_plot(problem: Problem, predictions: dict[str, Prediction], path: Path)
 
 
 def _draw_bars(axes: Any, predictions: dict[str, Prediction]) -> None:
-    names = [
-        prediction.name + ("" if prediction.available else "\n(not in this version)")
-        for prediction in predictions.values()
-    ]
+    names = [prediction.name for prediction in predictions.values()]
     offsets = [0.0] * len(names)
     for part, colour in PARTS.items():
         widths = [1e3 * getattr(prediction, part) for prediction in predictions.values()]
@@ -74,7 +71,6 @@ def _draw_speeds(axes: Any, problem: Problem) -> None:
             [8e-9 * speed for speed in speeds],
             [1e3 * row[name].seconds for row in rows],
             color=COLOURS[name],
-            linestyle="-" if rows[0][name].available else "--",
             label=rows[0][name].name,
         )
     axes.axvline(8e-9 * here, color="black", linewidth=0.8, linestyle=":")

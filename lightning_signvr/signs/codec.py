@@ -1,28 +1,22 @@
 """Signs to bits and back: what the rest of the library calls.
 
-Each function checks its arguments and hands them to the kernel of the device: NumPy on CPU,
-plain torch elsewhere. Element ``8 b + k`` of the flattened values is bit ``k`` of byte ``b``;
-the bits behind the last element are 0.
+Each function checks its arguments and hands them to the kernel of the device, see
+:mod:`lightning_signvr.signs.dispatch`. Element ``8 b + k`` of the flattened values is bit ``k`` of byte
+``b``; the bits behind the last element are 0.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from lightning_signvr.signs import numpy_kernels, oracle
 from lightning_signvr.signs.definition import check_result_dtype, check_signable
+from lightning_signvr.signs.dispatch import kernels_of
 
 
 def packed_size(numel: int) -> int:
     """Bytes that hold ``numel`` bits."""
     return (numel + 7) // 8
-
-
-def _kernels(device: torch.device) -> ModuleType:
-    return numpy_kernels if device.type == "cpu" else oracle
 
 
 def _plane(plane: Tensor | None, name: str, numel: int, device: torch.device) -> Tensor:
@@ -66,7 +60,7 @@ def pack_signs(values: Tensor, out: Tensor | None = None) -> Tensor:
     """
     check_signable(values, "values")
     negative = _plane(out, "out", values.numel(), values.device)
-    _kernels(values.device).pack(_flat(values), negative, None)
+    kernels_of(values.device).pack(_flat(values), negative, None)
     return negative
 
 
@@ -77,7 +71,7 @@ def pack_signs_and_abstentions(
 
     Returns:
         Sign bits, abstention bits (both uint8, ``[ceil(numel / 8)]``) and whether any is set in the
-        latter.
+        latter (to know that, the CPU waits for a GPU; :func:`pack_all` does not).
 
     Raises:
         TypeError, ValueError: as :func:`pack_signs`.
@@ -89,8 +83,8 @@ def pack_signs_and_abstentions(
     check_signable(values, "values")
     negative = _plane(out, "out", values.numel(), values.device)
     abstaining = _plane(abstentions_out, "abstentions_out", values.numel(), values.device)
-    found = _kernels(values.device).pack(_flat(values), negative, abstaining)
-    return negative, abstaining, found
+    found = kernels_of(values.device).pack(_flat(values), negative, abstaining)
+    return negative, abstaining, bool(found)
 
 
 def unpack_signs(
@@ -121,7 +115,7 @@ def unpack_signs(
     _plane(packed, "packed", numel, packed.device)
     if zeros is not None:
         _plane(zeros, "zeros", numel, packed.device)
-    result: Tensor = _kernels(packed.device).unpack(packed, zeros, numel, dtype)
+    result: Tensor = kernels_of(packed.device).unpack(packed, zeros, numel, dtype)
     return result
 
 
@@ -147,11 +141,11 @@ def add_signs_(
     _plane(packed, "packed", target.numel(), target.device)
     if zeros is not None:
         _plane(zeros, "zeros", target.numel(), target.device)
-    kernels = _kernels(target.device)
+    kernels = kernels_of(target.device)
     if target.is_contiguous():
         kernels.add_signs(target.detach().view(-1), packed, zeros, alpha, decay)
     else:
-        flat = _flat(target)
+        flat = _flat(target).contiguous()  # a 1-D slice stays one when flattened
         kernels.add_signs(flat, packed, zeros, alpha, decay)
         target.detach().copy_(flat.view(target.shape))
     return target

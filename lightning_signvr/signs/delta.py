@@ -55,7 +55,8 @@ def decode_(plane: Tensor, code: Tensor) -> Tensor:
         ``plane``.
 
     Raises:
-        ValueError: ``code`` is damaged: a length or a position that does not fit.
+        ValueError: ``code`` is damaged: a length or a position that does not fit, or positions that do not
+            ascend; ``plane`` is as before.
     """
     if code.numel() == 0:
         return plane
@@ -71,8 +72,12 @@ def decode_(plane: Tensor, code: Tensor) -> Tensor:
         raise ValueError(f"{count} changed words do not fit a code of {code.numel()} bytes")
     changes = code[8 : 8 + 8 * count].clone().view(torch.int64)
     positions = code[8 + 8 * count : 8 + 12 * count].clone().view(torch.int32).long()
-    if count and not bool(((positions >= 0) & (positions < words.numel())).all()):
-        raise ValueError(f"a changed word lies outside of a plane of {words.numel()} words")
+    inside = (positions >= 0) & (positions < words.numel())
+    inside[1:] &= positions[1:] > positions[:-1]  # what is said twice would be in the order of threads
+    if not bool(inside.all()):
+        raise ValueError(
+            f"a changed word lies outside of a plane of {words.numel()} words, or they do not ascend"
+        )
     words[positions] ^= changes
     return plane
 

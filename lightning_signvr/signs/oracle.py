@@ -25,17 +25,18 @@ def bytes_to_bits(packed: Tensor, numel: int) -> Tensor:
     return ((packed.unsqueeze(-1) >> shifts) & 1).flatten()[:numel].bool()
 
 
-def pack(values: Tensor, negative: Tensor, abstaining: Tensor | None) -> bool:
+def pack(values: Tensor, negative: Tensor, abstaining: Tensor | None) -> Tensor | bool:
     """Write the sign bits of 1-D ``values`` into ``negative`` and their abstentions into ``abstaining``.
 
-    Returns whether any value abstains (always false where ``abstaining`` is None).
+    Returns whether any value abstains (always false where ``abstaining`` is None), as a tensor so as not to
+    wait for the device.
     """
     negative.copy_(bits_to_bytes(is_negative(values)))
     if abstaining is None:
         return False
     missing = abstains(values)
     abstaining.copy_(bits_to_bytes(missing))
-    return bool(missing.any())
+    return missing.any()
 
 
 def unpack(negative: Tensor, zero: Tensor | None, numel: int, dtype: torch.dtype) -> Tensor:
@@ -47,11 +48,12 @@ def unpack(negative: Tensor, zero: Tensor | None, numel: int, dtype: torch.dtype
 def add_signs(target: Tensor, negative: Tensor, zero: Tensor | None, alpha: float, decay: float) -> None:
     """``target = decay * target + alpha * signs`` in place, for a 1-D ``target``.
 
+    ``alpha`` is rounded to the dtype of ``target``, on all devices (``add`` would do so on CPU alone).
     Where the bit of ``zero`` is set nothing is added, not even 0, which would make 0.0 of -0.0.
     """
     if decay != 1.0:
         target.mul_(decay)
-    moved = target.add(unpack(negative, None, target.numel(), target.dtype), alpha=alpha)
+    moved = target + unpack(negative, None, target.numel(), target.dtype).mul_(alpha)
     if zero is not None:
         moved = torch.where(bytes_to_bits(zero, target.numel()), target, moved)
     target.copy_(moved)

@@ -50,7 +50,11 @@ def count_ones(plane: Tensor) -> int:
         >>> count_ones(torch.tensor([3, 255], dtype=torch.uint8))
         10
     """
-    return ones(plane.contiguous().view(-1).cpu().numpy())
+    if plane.device.type == "cpu":
+        return ones(plane.contiguous().view(-1).numpy())
+    pairs = plane - (plane >> 1 & 0x55)
+    nibbles = (pairs & 0x33) + (pairs >> 2 & 0x33)
+    return int((nibbles + (nibbles >> 4) & 0x0F).sum())
 
 
 def count_planes(rows: Tensor) -> Tensor:

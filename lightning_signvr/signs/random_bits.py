@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_signvr.signs.dispatch import triton_kernels
+
 _BLOCK = 32  # bytes that one value of Philox' counter yields
 _NUMBERS = _BLOCK // 4  # uniform numbers made of them
 
@@ -35,11 +37,8 @@ def random_bytes(
         True
     """
     first = start // _BLOCK
-    counter = np.array([first, step, 0, 0], np.uint64)
-    generator = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=counter)
-    blocks = -(-stop // _BLOCK) - first
-    words = generator.random_raw(blocks * _BLOCK // 8).astype("<u8", copy=False)
-    return torch.from_numpy(words.view(np.uint8)[start - first * _BLOCK : stop - first * _BLOCK]).to(device)
+    words = _words(seed, stream, (first, step, 0), -(-stop // _BLOCK) - first, torch.device(device))
+    return words.view(torch.uint8)[start - first * _BLOCK : stop - first * _BLOCK]
 
 
 def random_uniform(
@@ -78,9 +77,22 @@ def random_uniform(
         >>> bool(numbers.abs().max() < 1), bool(numbers.mean().abs() < 0.05)
         (True, True)
     """
-    counter = np.array([start // _NUMBERS, step, index, 0], np.uint64)
-    generator = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=counter)
-    words = generator.random_raw(-(-numel // 2)).astype("<u8", copy=False).view("<i4")[:numel]
-    numbers = torch.from_numpy(words.astype(np.int32, copy=False))
-    odd = numbers.bitwise_right_shift_(7).bitwise_or_(1)
-    return odd.to(torch.float32).mul_(2.0**-24).to(device)
+    counter = (start // _NUMBERS, step, index)
+    words = _words(seed, stream, counter, -(-numel // _NUMBERS), torch.device(device))
+    odd = words.view(torch.int32)[:numel].bitwise_right_shift_(7).bitwise_or_(1)
+    return odd.to(torch.float32).mul_(2.0**-24)
+
+
+def _words(
+    seed: int, stream: int, counter: tuple[int, int, int], blocks: int, device: torch.device
+) -> Tensor:
+    """int64, ``[4 * blocks]``: what Philox draws from a counter on, drawn by the device where it can."""
+    if blocks == 0:  # NumPy gives an empty array a stride that torch cannot view
+        return torch.empty(0, dtype=torch.int64, device=device)
+    kernels = triton_kernels(device)
+    if kernels is not None:
+        words: Tensor = kernels.random_words(seed, stream, counter, blocks, device)
+        return words
+    start = np.array([*counter, 0], np.uint64)
+    generator = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=start)
+    return torch.from_numpy(generator.random_raw(4 * blocks).view(np.int64)).to(device)

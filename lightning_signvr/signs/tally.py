@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_signvr.signs import oracle
+from lightning_signvr.signs.dispatch import triton_kernels
 from lightning_signvr.signs.planes import Bits, add, ones
 
 _BLOCK = 64 * 1024  # bytes of one plane: the adder's work space stays in the cache
@@ -93,6 +94,11 @@ def majority(rows: Tensor, abstaining: Tensor | None = None) -> Tally:
         raise ValueError(
             f"abstaining has shape {tuple(abstaining.shape)}, the votes have {tuple(rows.shape)}"
         )
+    kernels = triton_kernels(rows.device)
+    if kernels is not None:
+        ties = rows.shape[0] % 2 == 0 or abstaining is not None
+        negative, tied, silent, sums = kernels.count(rows, abstaining, ties)
+        return Tally(negative, tied, silent, Counts(*sums.tolist()))
     if rows.device.type == "cpu":
         return _bit_sliced_majority(rows, abstaining)
     return oracle_majority(rows, abstaining)
@@ -103,16 +109,13 @@ def oracle_majority(rows: Tensor, abstaining: Tensor | None = None) -> Tally:
     positive, negative = oracle.count(rows, abstaining)
     tied = (positive == negative) & (positive > 0)
     silent = (positive + negative) == 0
+    sums = [positive + negative, (positive - negative).abs(), tied, silent]
+    votes, margin, ties, silences = torch.stack([each.sum() for each in sums]).tolist()  # waits once
     return Tally(
         negative=oracle.bits_to_bytes(negative > positive),
         tied=oracle.bits_to_bytes(tied) if rows.shape[0] % 2 == 0 or abstaining is not None else None,
         silent=oracle.bits_to_bytes(silent) if abstaining is not None else None,
-        counts=Counts(
-            votes=int((positive + negative).sum()),
-            margin=int((positive - negative).abs().sum()),
-            ties=int(tied.sum()),
-            silent=int(silent.sum()),
-        ),
+        counts=Counts(votes, margin, ties, silences),
     )
 
 

@@ -22,9 +22,11 @@ from lightning_signvr.connecting import (
 from lightning_signvr.module_state import average_buffers, broadcast_state
 from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.optimizers.clipping import check_clips_by_value, clip_grad_norm_
+from lightning_signvr.optimizers.resizing import OnResize, check_on_resize
 from lightning_signvr.replay import Replay, Surroundings
+from lightning_signvr.strategies.checkpoint_io import WholeCheckpoints
 from lightning_signvr.strategies.registering import register
-from lightning_signvr.voting import MajorityVote, TieRule, Topology, ZeroRule
+from lightning_signvr.voting import MajorityVote, TieRule, Topology, Voters, ZeroRule
 
 if TYPE_CHECKING:
     from lightning.fabric.accelerators.accelerator import Accelerator
@@ -34,7 +36,7 @@ else:
     _Base = object
 
 
-class FabricSignVoteMixin(_Base):
+class FabricSignVoteMixin(WholeCheckpoints, _Base):
     """Train data-parallel with one bit per parameter in each direction, in a Fabric loop.
 
     Each process trains a replica on its own part of the data. ``fabric.backward`` leaves each worker's own
@@ -53,12 +55,16 @@ class FabricSignVoteMixin(_Base):
     Args:
         accelerator, parallel_devices, cluster_environment, checkpoint_io, precision,
             process_group_backend, timeout, start_method: as for Fabric's ``DDPStrategy``.
-        ties, zeros, seed, topology, bucket_parameters: of the vote, see
+        ties, zeros, seed, topology, bucket_parameters, voters, workers_per_node: of the vote, see
             :class:`~lightning_signvr.voting.MajorityVote`; used for every optimizer that was not given a vote
             of its own.
         overlap: whether votes begin in backward, as gradients become ready. The outcome is the same. Where it
             would be unsound it stays off, and the log says why: methods with two gradients per step
             or scaled signs, loss scaling. Accumulate in ``fabric.no_backward_sync``, and clip no gradients.
+        on_resize: what to do on resuming a checkpoint of another number of workers. ``"error"``: raise.
+            ``"mean"``: every worker starts with the mean of the saved optimizer states, see
+            :func:`~lightning_signvr.optimizers.resizing.merged`; ``"reset"``: with none. Parameters and the
+            count of steps are kept.
 
     Raises:
         ValueError: an unknown rule or a seed out of range.
@@ -83,7 +89,10 @@ class FabricSignVoteMixin(_Base):
         seed: int = 0,
         topology: Topology = "auto",
         bucket_parameters: int | None = None,
+        voters: Voters = "worker",
+        workers_per_node: int | None = None,
         overlap: bool = False,
+        on_resize: OnResize = "error",
     ) -> None:
         super().__init__(
             accelerator=accelerator,
@@ -101,9 +110,12 @@ class FabricSignVoteMixin(_Base):
             "seed": seed,
             "topology": topology,
             "bucket_parameters": bucket_parameters,
+            "voters": voters,
+            "workers_per_node": workers_per_node,
         }
         MajorityVote(**self._rules)  # raises on bad rules before anything starts
-        self._overlap = overlap
+        check_on_resize(on_resize)
+        self._overlap, self._on_resize = overlap, on_resize
         self._models: list[nn.Module] = []
         self._connections: list[Connection] = []
         self._saving = False
@@ -140,7 +152,7 @@ class FabricSignVoteMixin(_Base):
     def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
         optimizer = super().setup_optimizer(optimizer)
         if self._connection(optimizer) is None:
-            connection = Connection(optimizer, self._rules, announce=self.is_global_zero)
+            connection = Connection(optimizer, self._rules, self.is_global_zero, self._on_resize)
             self._connections.append(connection)
             if self._overlap:
                 scaled = getattr(self.precision, "scaler", None) is not None

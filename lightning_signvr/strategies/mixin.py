@@ -14,9 +14,11 @@ from typing_extensions import override
 
 from lightning_signvr.connecting import Connection, destroy_process_group_at_exit, unwrapped
 from lightning_signvr.module_state import average_buffers, broadcast_state
+from lightning_signvr.optimizers.resizing import OnResize, check_on_resize
+from lightning_signvr.strategies.checkpoint_io import WholeCheckpoints
 from lightning_signvr.strategies.registering import register
 from lightning_signvr.strategies.replaying import ReplayMixin
-from lightning_signvr.voting import MajorityVote, TieRule, Topology, ZeroRule
+from lightning_signvr.voting import MajorityVote, TieRule, Topology, Voters, ZeroRule
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins import ClusterEnvironment
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.plugins import CheckpointIO, Precision
 
 
-class SignVoteMixin(ReplayMixin):
+class SignVoteMixin(WholeCheckpoints, ReplayMixin):
     """Train data-parallel with one bit per parameter in each direction.
 
     Like DDP, each process trains a replica of the model on its own part of the data. Unlike DDP,
@@ -46,12 +48,16 @@ class SignVoteMixin(ReplayMixin):
     Args:
         accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin,
             process_group_backend, timeout, start_method: as for Lightning's ``DDPStrategy``.
-        ties, zeros, seed, topology, bucket_parameters: of the vote, see
+        ties, zeros, seed, topology, bucket_parameters, voters, workers_per_node: of the vote, see
             :class:`~lightning_signvr.voting.MajorityVote`; used for every optimizer that was not given a vote
             of its own.
         overlap: whether votes begin in backward, as gradients become ready. The outcome is the same. Where it
             would be unsound it stays off, and the log says why: methods with two gradients per step
             or scaled signs, gradient clipping, loss scaling, manual optimization.
+        on_resize: what to do on resuming a checkpoint of another number of workers. ``"error"``: raise.
+            ``"mean"``: every worker starts with the mean of the saved optimizer states, see
+            :func:`~lightning_signvr.optimizers.resizing.merged`; ``"reset"``: with none. Parameters and the
+            count of steps are kept.
 
     Raises:
         ValueError: an unknown rule or a seed out of range.
@@ -76,7 +82,10 @@ class SignVoteMixin(ReplayMixin):
         seed: int = 0,
         topology: Topology = "auto",
         bucket_parameters: int | None = None,
+        voters: Voters = "worker",
+        workers_per_node: int | None = None,
         overlap: bool = False,
+        on_resize: OnResize = "error",
     ) -> None:
         super().__init__(
             accelerator=accelerator,
@@ -94,9 +103,12 @@ class SignVoteMixin(ReplayMixin):
             "seed": seed,
             "topology": topology,
             "bucket_parameters": bucket_parameters,
+            "voters": voters,
+            "workers_per_node": workers_per_node,
         }
         MajorityVote(**self._rules)  # raises on bad rules before anything starts
-        self._overlap = overlap
+        check_on_resize(on_resize)
+        self._overlap, self._on_resize = overlap, on_resize
         self._connections: list[Connection] = []
 
     def __repr__(self) -> str:
@@ -129,7 +141,8 @@ class SignVoteMixin(ReplayMixin):
         super().setup_optimizers(trainer)
         self._disconnect()
         self._connections = [
-            Connection(optimizer, self._rules, announce=self.is_global_zero) for optimizer in self.optimizers
+            Connection(optimizer, self._rules, self.is_global_zero, self._on_resize)
+            for optimizer in self.optimizers
         ]
         if self._overlap:
             for connection in self._connections:

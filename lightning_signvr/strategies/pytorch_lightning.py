@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 
+from lightning_signvr.strategies.checkpoint_io import WholeCheckpointMixin
 from lightning_signvr.strategies.mixin import SignVoteMixin
+
+
+class WholeCheckpointIO(WholeCheckpointMixin, TorchCheckpointIO):
+    __doc__ = WholeCheckpointMixin.__doc__
 
 
 class SignVoteStrategy(SignVoteMixin, DDPStrategy):  # type: ignore[misc]  # the mixin is typed for the other
     __doc__ = SignVoteMixin.__doc__
     namespace = "pytorch_lightning"
+    default_checkpoint_io = WholeCheckpointIO
 
 
 SignVoteStrategy.register_strategies(StrategyRegistry)

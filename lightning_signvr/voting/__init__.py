@@ -4,6 +4,7 @@ from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.local import LocalVote
 from lightning_signvr.voting.majority import MajorityVote
 from lightning_signvr.voting.mean import MeanVote
+from lightning_signvr.voting.nodes import VOTERS, Voters
 from lightning_signvr.voting.result import VotedSigns
 from lightning_signvr.voting.rules import TIE_RULES, ZERO_RULES, TieRule, ZeroRule
 from lightning_signvr.voting.scaled import ScaledMeanVote
@@ -14,6 +15,7 @@ from lightning_signvr.voting.traffic import Traffic
 __all__ = [
     "TIE_RULES",
     "TOPOLOGIES",
+    "VOTERS",
     "ZERO_RULES",
     "LocalVote",
     "MajorityVote",
@@ -25,5 +27,6 @@ __all__ = [
     "Traffic",
     "VoteDetails",
     "VotedSigns",
+    "Voters",
     "ZeroRule",
 ]

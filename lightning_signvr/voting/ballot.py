@@ -1,23 +1,29 @@
-"""One worker's votes on a fixed list of tensors: packed one by one, sent bucket by bucket."""
+"""One worker's votes on a fixed list of tensors: packed one by one, sent bucket by bucket.
+
+On a GPU they are packed bucket by bucket; see :mod:`lightning_signvr.voting.waiting`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_signvr.signs import (
     Counts,
+    Direction,
+    Recipe,
     check_signable,
     count_ones,
     pack_signs,
     pack_signs_and_abstentions,
     random_bytes,
 )
+from lightning_signvr.signs.dispatch import triton_kernels
 from lightning_signvr.voting.buckets import Bucket, cut
 from lightning_signvr.voting.buffers import Buffers
 from lightning_signvr.voting.details import VoteDetails
@@ -28,6 +34,7 @@ from lightning_signvr.voting.pipeline import LANES, Pipeline
 from lightning_signvr.voting.rules import ZeroRule, zero_stream
 from lightning_signvr.voting.topology import Route
 from lightning_signvr.voting.two_phase import TwoPhase
+from lightning_signvr.voting.waiting import Waiting
 
 _WAYS: dict[Route, type[OnePhase] | type[TwoPhase]] = {"one_phase": OnePhase, "two_phase": TwoPhase}
 
@@ -44,7 +51,12 @@ class Ballot:
         route: how the buckets travel.
         bucket_parameters: see :func:`~lightning_signvr.voting.buckets.cut`.
         backwards: whether the last bucket goes first, as gradients come.
+
+    Attributes:
+        packs_together: whether a kernel may pack many directions at once, where there is one.
     """
+
+    packs_together: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -64,12 +76,15 @@ class Ballot:
         self._layout, self._shapes, self._device = layout, shapes, device
         self._rank, self._workers = rank, workers
         self._zeros, self._seed = zeros, seed
-        buckets = cut(layout, workers, bucket_parameters)
+        buckets = cut(layout, workers * self._slices, bucket_parameters)
         self._size = buckets[-1].stop
         self._buckets = buckets[::-1] if backwards else buckets
+        self._own_buckets = [self._own(bucket) for bucket in self._buckets]
         self._negative = torch.zeros(self._size, dtype=torch.uint8, device=device)
         self._abstaining: Tensor | None = None  # made when a coordinate first abstains
         self._undecided: Tensor | None = None  # likewise
+        together = self.packs_together and triton_kernels(device) is not None
+        self._waiting = Waiting(layout, self._negative) if together else None
         self._scratch = Buffers(device)
         self._planes = Buffers(device)
         self._missing = [False] * len(shapes)
@@ -88,7 +103,7 @@ class Ballot:
                 device=device,
                 undecided=partial(self._undecided_part, bucket),
             )
-            for number, bucket in enumerate(self._buckets)
+            for number, bucket in enumerate(self._own_buckets)
         ]
         self._where: list[list[int]] = [[] for _ in shapes]  # the buckets of each tensor
         for number, bucket in enumerate(self._buckets):
@@ -104,11 +119,15 @@ class Ballot:
         self._put = [False] * len(self._shapes)
         self._to_come = [bucket.last - bucket.first for bucket in self._buckets]
         self._present = [False] * len(self._shapes)
+        if self._waiting is not None:
+            self._waiting.open()
         self._outcomes: list[Outcome] = []
         self._pipeline = Pipeline(self._exchanges, self._is_packed, self._send, self._decide, self._receive)
 
-    def put(self, index: int, direction: Tensor | None) -> None:
-        """Pack the signs of a tensor's direction; by the zero rule what stands for no sign.
+    def put(self, index: int, direction: Direction | None) -> None:
+        """Pack the signs of a tensor's direction, at the latest when all of its bucket are there.
+
+        The zero rule says what stands for no sign.
 
         Raises:
             ValueError: it is not the tensor's direction, or there was one.
@@ -117,22 +136,22 @@ class Ballot:
         if index >= len(self._shapes):
             raise ValueError(f"directions has more tensors than like, which has {len(self._shapes)}")
         if direction is not None:
-            self._check(index, direction)
-        self._missing[index] = direction is None
-        abstained, self._abstains[index] = (
-            self._abstains[index],
-            self._pack(index, direction, self._terms.step),
-        )
-        if abstained and not self._abstains[index]:
-            self._abstaining_plane()[self._layout.part(index)] = 0
+            self._check(index, direction.state if isinstance(direction, Recipe) else direction)
+        if self._waiting is not None and direction is not None:
+            self._let_wait(self._waiting, index, direction)
+        else:
+            self._take(index, direction.compute_() if isinstance(direction, Recipe) else direction)
         self._put[index] = True
         for number in self._where[index]:
             self._to_come[number] -= 1
+        waiting = self._waiting
+        if waiting is not None and (waiting.is_full or any(map(self._is_packed, self._where[index]))):
+            self._pack_waiting(waiting)
         self._terms.traffic.add_seconds("pack", time.perf_counter() - started)
 
     def advance(self) -> None:
         """Start what can be started without waiting."""
-        if self._workers > 1:
+        if not self.alone:
             while self._pipeline.advance(wait=False):
                 pass
 
@@ -145,8 +164,8 @@ class Ballot:
         if not all(self._put):
             raise ValueError(f"directions has {sum(self._put)} tensors, like has {len(self._shapes)}")
 
-    def arrivals(self, scales: Sequence[float] | None) -> Iterator[int]:
-        """Wait for the outcome of tensor after tensor; a collective.
+    def arrivals(self, scales: Sequence[float] | None) -> Iterator[Sequence[int]]:
+        """Wait for the outcome of bucket after bucket, the tensors that each completes; a collective.
 
         Raises:
             RuntimeError: another rank votes on something else, or sent something damaged.
@@ -161,10 +180,19 @@ class Ballot:
                 done += 1
                 for index in range(bucket.first, bucket.last):
                     to_come[index] -= 1
-                    if to_come[index] == 0:
-                        yield index
+                yield [index for index in range(bucket.first, bucket.last) if to_come[index] == 0]
 
     # -- what comes out ---------------------------------------------------------------------------
+
+    @property
+    def voters(self) -> int:
+        """How many there are."""
+        return self._workers
+
+    @property
+    def alone(self) -> bool:
+        """Whether the outcome is the own sign."""
+        return self._workers == 1
 
     @property
     def buckets(self) -> int:
@@ -210,7 +238,7 @@ class Ballot:
     def own_outcome(self) -> dict[str, Any]:
         """A lone worker's vote is its own sign, nothing to count: fields of :class:`VotedSigns`."""
         self.complete()
-        abstaining = self._abstaining if any(self._abstains) else None
+        abstaining = self._abstaining if self._any_abstains(0, len(self._shapes)) else None
         silent = 0 if abstaining is None else count_ones(abstaining)
         votes = self._layout.num_parameters - silent
         return {
@@ -235,6 +263,15 @@ class Ballot:
                 "of one vote must be on one device"
             )
 
+    def _take(self, index: int, direction: Tensor | None) -> None:
+        self._missing[index] = direction is None
+        abstained, self._abstains[index] = (
+            self._abstains[index],
+            self._pack(index, direction, self._terms.step),
+        )
+        if abstained and not self._abstains[index]:
+            self._abstaining_plane()[self._layout.part(index)] = 0
+
     def _pack(self, index: int, direction: Tensor | None, step: int) -> bool:
         """Pack one tensor; whether it has abstentions."""
         part = self._layout.part(index)
@@ -253,12 +290,43 @@ class Ballot:
         zeros = self._scratch.get("zeros", part.stop - part.start)
         *_, found = pack_signs_and_abstentions(direction, negative, zeros)
         if found and self._zeros == "random":
-            stream = zero_stream(self._rank)
-            negative |= zeros & random_bytes(self._seed, step, stream, part.start, part.stop, self._device)
+            self._toss(part, zeros, step)
             return False
         if found:
             self._abstaining_plane()[part] = zeros
         return found
+
+    def _toss(self, part: slice, zeros: Tensor, step: int) -> None:
+        """Let a coin decide where a bit of ``zeros`` is set."""
+        coins = random_bytes(self._seed, step, zero_stream(self._rank), part.start, part.stop, self._device)
+        self._negative[part] |= zeros & coins
+
+    def _let_wait(self, waiting: Waiting, index: int, direction: Direction) -> None:
+        self._missing[index] = False
+        if self._abstains[index]:  # in the last vote, as a whole
+            self._abstains[index] = False
+            self._abstaining_plane()[self._layout.part(index)] = 0
+        waiting.add(index, direction)
+
+    def _pack_waiting(self, waiting: Waiting) -> None:
+        if self._zeros == "positive":
+            waiting.pack(None)
+        elif self._zeros == "abstain":
+            waiting.pack(self._abstaining_plane())
+        else:
+            zeros = self._scratch.get("zeros", self._size)
+            indices = waiting.pack(zeros)
+            if waiting.abstains(indices):
+                for part in map(self._layout.part, indices):
+                    self._toss(part, zeros[part], self._terms.step)
+
+    def _any_abstains(self, first: int, last: int) -> bool:
+        """Whether there is anything but zeros on the abstaining plane of these tensors."""
+        if any(self._abstains[first:last]):
+            return True
+        if self._waiting is None or self._zeros != "abstain":
+            return False
+        return self._waiting.abstains(range(first, last))
 
     def _abstaining_plane(self) -> Tensor:
         if self._abstaining is None:
@@ -267,13 +335,22 @@ class Ballot:
 
     # -- the way of a bucket ----------------------------------------------------------------------
 
+    @property
+    def _slices(self) -> int:
+        """Into how many equal parts a bucket can be cut, of which :meth:`_own` is one."""
+        return 1
+
+    def _own(self, bucket: Bucket) -> Bucket:
+        """The part of a bucket that this rank votes on."""
+        return bucket
+
     def _is_packed(self, number: int) -> bool:
         return self._to_come[number] == 0
 
     def _send(self, number: int) -> None:
         bucket = self._buckets[number]
         tensors, abstaining = slice(bucket.first, bucket.last), None
-        if self._abstaining is not None and any(self._abstains[tensors]):
+        if self._abstaining is not None and self._any_abstains(bucket.first, bucket.last):
             abstaining = self._abstaining[bucket.part]
         ballots = Ballots(self._negative[bucket.part], abstaining, self._missing[tensors], self._scales)
         self._exchanges[number].send(ballots, self._terms)

@@ -57,6 +57,14 @@ def cut(layout: Layout, workers: int, parameters: int | None) -> list[Bucket]:
     return [_bucket(layout, workers, k * size, min(size, layout.num_bytes - k * size)) for k in range(whole)]
 
 
+def slice_of(bucket: Bucket, layout: Layout, number: int, slices: int) -> Bucket:
+    """One of so many equal parts, which the workers of a shard divide among them."""
+    size = bucket.size // slices
+    start = bucket.start + number * size
+    first, last = _tensors(layout.offsets, start, min(start + size, layout.num_bytes))
+    return Bucket(start, bucket.shard, size, first, last)
+
+
 def check_bucket_parameters(parameters: int | None) -> None:
     """Raise where it is not a number of parameters.
 

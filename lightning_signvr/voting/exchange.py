@@ -107,6 +107,7 @@ class Exchange(ABC):
         self._tensors = bucket.last - bucket.first
         self._head = BallotHeader.size(self._tensors, scaled)
         self._work: dist.Work | None = None
+        self._padded: tuple[Tensor, Tensor] | None = None  # bytes with padding, and their other bits
 
     @abstractmethod
     def send(self, ballots: Ballots, terms: Terms) -> None:
@@ -174,6 +175,9 @@ class Exchange(ABC):
     ) -> tuple[Decided, Outcome]:
         """Decide the coordinates from byte ``start`` of the plane on."""
         with terms.traffic.timed("tally"):
+            self._clear_padding(votes, start)
+            if absent is not None:
+                self._clear_padding(absent, start)
             factors = torch.tensor([header.scales for header in headers]) if self._scaled else None
             ballots = ShardBallots(votes, absent, factors, self._layout, start, terms.step)
             decided = terms.decide(ballots)
@@ -188,6 +192,23 @@ class Exchange(ABC):
                 abstentions=absent is not None,  # the same on all ranks
             )
         return decided, outcome
+
+    def _clear_padding(self, rows: Tensor, start: int) -> None:
+        """Clear bits that belong to no coordinate, whatever a rank sent there: counts would be wrong."""
+        stop = start + rows.shape[1]
+        if self._padded is None:
+            first, last, layout = self.bucket.first, self.bucket.last, self._layout
+            ends = {
+                end - 1 - start: 255 >> layout.padding(index)
+                for index, end in enumerate(layout.offsets[first + 1 : last + 1], first)
+                if start < end <= stop and layout.padding(index)
+            }
+            masks = torch.tensor(list(ends.values()), dtype=torch.uint8, device=self._device)
+            self._padded = torch.tensor(list(ends), dtype=torch.int64, device=self._device), masks
+        places, masks = self._padded
+        if len(places):
+            rows[:, places] &= masks
+        rows[:, max(0, self._layout.num_bytes - start) :] = 0
 
     def _padding(self, start: int, stop: int) -> int:
         """Bits of a part of the plane that belong to no coordinate; they always vote +."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -54,22 +56,36 @@ def check_backend_for(device: torch.device, backends: dict[str, str]) -> None:
         )
 
 
-def group_of_its_own(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """A new group of the same ranks, backend and time-out; a collective of theirs.
+def group_of_its_own(
+    group: dist.ProcessGroup | None, parts: Sequence[Sequence[int]] | None = None
+) -> dist.ProcessGroup:
+    """A new group of the same ranks, backend and time-out, or of a part of them; a collective of them all.
 
     No other code uses it, so that collectives may start in it whenever a rank is ready for them.
+
+    Args:
+        group: whose.
+        parts: its ranks, as the whole job numbers them, in several parts, each of which gets a group.
+
+    Returns:
+        The one that this rank is in.
     """
-    whole = group is None or group is dist.group.WORLD
-    ranks = None if whole else dist.get_process_group_ranks(group)
     default = dist.group.WORLD if group is None else group
     assert default is not None
     options = default._get_backend(torch.device(_device_type(group))).options
-    own: dist.ProcessGroup = dist.new_group(
-        ranks,
-        timeout=options._timeout,
-        backend=dist.get_backend_config(group),
-        use_local_synchronization=not whole,
-    )
+    whole, rank = default is dist.group.WORLD, dist.get_rank()
+    own: dist.ProcessGroup | None = None
+    for part in [dist.get_process_group_ranks(default)] if parts is None else parts:
+        if not whole and rank not in part:
+            continue
+        made = dist.new_group(
+            list(part),
+            timeout=options._timeout,
+            backend=dist.get_backend_config(group),
+            use_local_synchronization=not whole,
+        )
+        own = made if rank in part else own
+    assert own is not None
     return own
 
 

@@ -18,6 +18,7 @@ from lightning_signvr.signs import Counts
 
 _BALLOT = struct.Struct("<4sIQQ")  # format, step (low 32 bits), digest of layout and rules, room
 _OUTCOME = struct.Struct("<qqqqQ")  # counts, room
+_MOST = 2**48  # votes on a shard: counts of all owners, added up, stay far from the end of int64
 # by whether details are asked for, and whether numbers in full precision follow
 _FORMATS = {
     (False, False): b"SGN1",
@@ -82,6 +83,7 @@ class BallotHeader:
         Raises:
             RuntimeError: it is not, with the reason and the rank.
         """
+        _check_length(data, cls.size(num_tensors, scaled), rank)
         form, their_step, their_digest, room = _BALLOT.unpack_from(data)
         forms = {known: flags for flags, known in _FORMATS.items()}
         if form not in forms:
@@ -180,8 +182,9 @@ class OutcomeHeader:
         Raises:
             RuntimeError: it makes no sense.
         """
+        _check_length(data, cls.size(num_tensors, scaled, num_details), rank)
         votes, margin, ties, silent, room = _OUTCOME.unpack_from(data)
-        if min(margin, ties, silent) < 0 or margin > votes:
+        if min(margin, ties, silent) < 0 or margin > votes or max(votes, ties, silent) > _MOST:
             raise RuntimeError(
                 f"rank {rank} sent counts that cannot be ({votes} votes, margin {margin}, {ties} ties, "
                 f"{silent} silent): all ranks must run the same version of lightning-signvr"
@@ -198,12 +201,20 @@ class OutcomeHeader:
             scales = values.tolist()
         if num_details:
             details = np.frombuffer(data, "<i8", num_details, cls.size(num_tensors, scaled))
-            if details.min() < 0:
+            if details.min() < 0 or details.max() > _MOST:
                 raise RuntimeError(
                     f"rank {rank} sent details of a vote that cannot be: all ranks must run the same version "
                     "of lightning-signvr"
                 )
         return cls(Counts(votes, margin, ties, silent), room, scales, details)
+
+
+def _check_length(data: bytes, size: int, rank: int) -> None:
+    if len(data) != size:
+        raise RuntimeError(
+            f"rank {rank} sent a header of {len(data)} bytes, where {size} belong: all ranks must run the "
+            "same version of lightning-signvr"
+        )
 
 
 def check_room(room: int, most: int, rank: int) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_signvr.signs import check_signable
+from lightning_signvr.signs import Direction, Recipe, check_signable
 from lightning_signvr.voting.ballot import Ballot
 from lightning_signvr.voting.buckets import check_bucket_parameters, cut
 from lightning_signvr.voting.decisions import ByMajority, Decision
 from lightning_signvr.voting.exchange import Outcome, Terms
 from lightning_signvr.voting.group import check_backend, world
+from lightning_signvr.voting.hierarchy import NodeBallot
 from lightning_signvr.voting.layout import Layout, common_device
+from lightning_signvr.voting.nodes import VOTERS, Nodes, Voters, check_voters, find_nodes
 from lightning_signvr.voting.open_vote import OpenVote
 from lightning_signvr.voting.result import VotedSigns
 from lightning_signvr.voting.rules import (
@@ -63,6 +66,10 @@ class MajorityVote:
         bucket_parameters: how many parameters' bits travel at once, while the next ones are packed and the
             last ones are applied; None for a good number (2 million or more, at most 32 buckets). The outcome
             is the same.
+        voters: ``"worker"``, or ``"node"``: the workers of a node are one voter, which votes with the signs
+            of the mean of their directions. See :mod:`lightning_signvr.voting.hierarchy`.
+        workers_per_node: with ``voters="node"``; None for what torchrun says, or else for what the names of
+            the hosts tell. The ranks of a node must follow each other.
 
     Attributes:
         exchange_group: the process group that carries the votes: ``process_group``, or one of the same ranks
@@ -74,14 +81,17 @@ class MajorityVote:
             so must do it on all ranks. It costs time, and some bytes per tensor and worker.
 
     Raises:
-        ValueError: an unknown rule or topology, a number out of range, a group that this rank is not in.
-        TypeError: a seed or a number of parameters that is not an int.
+        ValueError: an unknown rule or topology, a number out of range, a group that this rank is not in,
+            ``voters="node"`` for a vote that is not a majority.
+        TypeError: a seed or a number of parameters or workers that is not an int.
 
     Example:
         >>> vote = MajorityVote()
         >>> vote([torch.tensor([-0.3, 2.0, 0.0])]).signs(0)  # a lone worker
         tensor([-1.,  1.,  0.])
     """
+
+    nodes_can_vote = True
 
     def __init__(
         self,
@@ -91,12 +101,21 @@ class MajorityVote:
         seed: int = 0,
         topology: Topology = "auto",
         bucket_parameters: int | None = None,
+        voters: Voters = "worker",
+        workers_per_node: int | None = None,
     ) -> None:
         check_rule("ties", ties, TIE_RULES)
         check_rule("zeros", zeros, ZERO_RULES)
         check_rule("topology", topology, TOPOLOGIES)
         check_seed(seed)
         check_bucket_parameters(bucket_parameters)
+        check_rule("voters", voters, VOTERS)
+        check_voters(voters, workers_per_node)
+        if voters == "node" and not self.nodes_can_vote:
+            raise ValueError(
+                f'voters="node" needs a majority, and {type(self).__name__} makes something else of the '
+                'votes: use voters="worker", or a method that takes a MajorityVote'
+            )
         world(process_group)  # raises where this rank is not in it
         self.process_group = process_group
         self.ties: TieRule = ties
@@ -104,6 +123,8 @@ class MajorityVote:
         self.seed = seed
         self.topology: Topology = topology
         self.bucket_parameters = bucket_parameters
+        self.voters: Voters = voters
+        self.workers_per_node = workers_per_node
         self.exchange_group = process_group
         self.step = 0
         self.traffic = Traffic()
@@ -111,12 +132,15 @@ class MajorityVote:
         self.detailed = False
         self._details_requested = False
         self._ballots: dict[tuple[object, ...], Ballot] = {}
+        self._nodes: Nodes | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(ties={self.ties!r}, zeros={self.zeros!r}, seed={self.seed})"
+        nodes = ", voters='node'" if self.voters == "node" else ""
+        return f"{type(self).__name__}(ties={self.ties!r}, zeros={self.zeros!r}, seed={self.seed}{nodes})"
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_ballots": {}, "last": None, "exchange_group": self.process_group}
+        group = self.process_group
+        return {**self.__dict__, "_ballots": {}, "_nodes": None, "last": None, "exchange_group": group}
 
     @property
     def rank(self) -> int:
@@ -125,8 +149,13 @@ class MajorityVote:
 
     @property
     def workers(self) -> int:
-        """Number of workers that vote."""
+        """Number of workers that vote, each or as nodes."""
         return self._world()[1]
+
+    @property
+    def workers_per_voter(self) -> int:
+        """Workers of a node, where nodes vote and have voted; 1 elsewhere."""
+        return 1 if self._nodes is None else self._nodes.workers
 
     def _world(self) -> tuple[int, int]:
         """This worker's rank among those that vote, and their number."""
@@ -134,7 +163,7 @@ class MajorityVote:
 
     def __call__(
         self,
-        directions: Iterable[Tensor | None],
+        directions: Iterable[Direction | None],
         like: Sequence[Tensor] | None = None,
         scales: Sequence[float] | None = None,
     ) -> VotedSigns:
@@ -159,7 +188,7 @@ class MajorityVote:
         """
         return self._vote(directions, like, scales, self._decision)
 
-    def stream(self, directions: Iterable[Tensor | None], like: Sequence[Tensor]) -> VotedSigns:
+    def stream(self, directions: Iterable[Direction | None], like: Sequence[Tensor]) -> VotedSigns:
         """:meth:`__call__` that returns when all directions are packed, with the outcome still to come.
 
         Follow :meth:`VotedSigns.arrivals` to its end before anything else is asked of the votes.
@@ -189,14 +218,16 @@ class MajorityVote:
 
     def _vote(
         self,
-        directions: Iterable[Tensor | None],
+        directions: Iterable[Direction | None],
         like: Sequence[Tensor] | None,
         scales: Sequence[float] | None,
         decision: Decision,
     ) -> VotedSigns:
         if like is None:
             directions = list(directions)
-            like = [direction for direction in directions if direction is not None]
+            like = [
+                each.state if isinstance(each, Recipe) else each for each in directions if each is not None
+            ]
             if len(like) < len(directions):
                 raise ValueError(
                     "directions holds None, so its shape is unknown: pass the parameters as `like`"
@@ -215,6 +246,11 @@ class MajorityVote:
         decision: Decision,
         backwards: bool = False,
     ) -> OpenVote:
+        if scales is not None and self.voters == "node":
+            raise ValueError(
+                'scales are numbers of workers, and with voters="node" nodes vote: use voters="worker", or a '
+                "method that sends none (with stochastic signs shared_radius=False)"
+            )
         layout, shapes, device = Layout.of(like), [tensor.shape for tensor in like], common_device(like)
         extras = (scales is not None, decision.scaled_answer)
         ballot = self._ballot(layout, shapes, extras, device, decision.splits and not any(extras), backwards)
@@ -246,23 +282,29 @@ class MajorityVote:
         backwards: bool,
     ) -> Ballot:
         rank, workers = self._world()
+        if self._nodes is not None and self._nodes.parent is not (self.process_group or dist.group.WORLD):
+            self._nodes = None  # the process group is another one by now
+            self._forget()
         key = (tuple(shapes), extras, device, rank, workers, splits, backwards)
         if key not in self._ballots:
             route: Route = "two_phase"
+            nodes: Nodes | None = None
             if workers > 1:
                 check_backend(self.process_group, device)
                 self._check_agreement(layout, extras, device, workers)
+                nodes = self._find_nodes(device)
                 if splits:
-                    route = self._route(layout, device, workers)
+                    route = self._route(layout, device, workers, nodes)
             while len(self._ballots) >= _KEPT:
                 del self._ballots[next(iter(self._ballots))]
             parameters = self.bucket_parameters if splits and workers > 1 else 8 * layout.num_bytes or 1
-            self._ballots[key] = ballot = Ballot(
+            make: Callable[..., Ballot] = Ballot if nodes is None else partial(NodeBallot, nodes)
+            self._ballots[key] = ballot = make(
                 layout=layout,
                 shapes=shapes,
                 device=device,
-                rank=rank,
-                workers=workers,
+                rank=rank if nodes is None else nodes.index,
+                workers=workers if nodes is None else nodes.count,
                 rules=(*self._rules, *extras),
                 scaled=extras[0],
                 zeros=self.zeros,
@@ -272,21 +314,35 @@ class MajorityVote:
                 backwards=backwards,
             )
             log.info(
-                "sign vote of %d worker(s) on %d parameters in %d tensors, %d bucket(s), %s: %r",
-                workers, layout.num_parameters, len(layout.numels), ballot.buckets, route, self,
+                "sign vote of %d %s(s) on %d parameters in %d tensors, %d bucket(s), %s: %r",
+                ballot.voters, "worker" if nodes is None else "node", layout.num_parameters,
+                len(layout.numels), ballot.buckets, route, self,
             )  # fmt: skip
         return self._ballots[key]
 
-    def _route(self, layout: Layout, device: torch.device, workers: int) -> Route:
-        """How a bucket travels, the same on all ranks."""
+    def _find_nodes(self, device: torch.device) -> Nodes | None:
+        """Of the workers, where nodes vote and have several; a collective where they were not known."""
+        if self.voters == "worker":
+            return None
+        if self._nodes is None:
+            self._nodes = find_nodes(self.process_group, self.workers_per_node, device, self.traffic)
+        return self._nodes
+
+    def _route(self, layout: Layout, device: torch.device, workers: int, nodes: Nodes | None) -> Route:
+        """How a bucket travels, the same on all ranks that it travels between."""
+        if nodes is not None and nodes.count == 1:
+            return "two_phase"  # in which a lone voter sends nothing
         if self.topology != "auto":
             return self.topology
-        size = cut(layout, workers, self.bucket_parameters)[0].size
-        return choose_route(size, self.exchange_group, device, self.traffic)
+        size, group = cut(layout, workers, self.bucket_parameters)[0].size, self.exchange_group
+        if nodes is not None:
+            size, group = size // nodes.workers, nodes.between
+        return choose_route(size, group, device, self.traffic)
 
     @property
     def _rules(self) -> tuple[object, ...]:
-        return (type(self).__name__, self.ties, self.zeros, self.seed, self.topology, self.bucket_parameters)
+        how = (self.topology, self.bucket_parameters, self.voters, self.workers_per_node)
+        return (type(self).__name__, self.ties, self.zeros, self.seed, *how)
 
     def _check_agreement(
         self, layout: Layout, extras: tuple[bool, bool], device: torch.device, workers: int

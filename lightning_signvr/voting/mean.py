@@ -20,6 +20,8 @@ class MeanVote(MajorityVote):
     2 or 3 workers), and one more from the first step on in which a worker abstains on some coordinate
     (``zeros="random"`` avoids that). An abstention counts as 0.
 
+    Not a majority: each worker moves every outcome by up to ``2 / n``, a hostile one too.
+
     Args:
         process_group, zeros, seed: as for :class:`MajorityVote`. ``ties`` has no effect: a tie is the mean 0.
 
@@ -28,6 +30,8 @@ class MeanVote(MajorityVote):
         >>> MeanVote()([torch.tensor([-0.3, 2.0])]).values(0)  # a lone worker
         tensor([-1.,  1.])
     """
+
+    nodes_can_vote = False
 
     @property
     @override

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from lightning_signvr.signs import Counts
+from lightning_signvr.signs import Counts, Direction
 from lightning_signvr.voting.ballot import Ballot
 from lightning_signvr.voting.exchange import Terms
 from lightning_signvr.voting.layout import Layout
@@ -46,11 +45,13 @@ class OpenVote:
         scales: Sequence[float] | None,
     ) -> None:
         self._vote, self._ballot, self._terms, self._scales = vote, ballot, terms, scales
-        self._fields: dict[str, Any] = {"layout": layout, "shapes": shapes, "workers": vote.workers}
+        self._fields: dict[str, Any] = {"layout": layout, "shapes": shapes, "workers": ballot.voters}
         ballot.open(terms)
 
-    def put(self, index: int, direction: Tensor | None) -> None:
+    def put(self, index: int, direction: Direction | None) -> None:
         """Vote on tensor ``index`` with the signs of ``direction``; None where there is nothing to say.
+
+        It must not change before :meth:`close`.
 
         Raises:
             TypeError: an integer, complex or sparse direction.
@@ -73,7 +74,7 @@ class OpenVote:
                 f"scales has {len(self._scales)} numbers for {len(self._fields['shapes'])} tensors"
             )
         fields, plain = self._fields, self._scales is None and not self._terms.decide.scaled_answer
-        if fields["workers"] == 1 and plain and not self._terms.detailed:
+        if self._ballot.alone and plain and not self._terms.detailed:
             votes = VotedSigns(**fields, **self._ballot.own_outcome())
             self._vote._end(votes)
             return votes
@@ -93,24 +94,24 @@ class OpenVote:
         self._vote._end(votes)
         return votes
 
-    def collect(self, directions: Iterable[Tensor | None]) -> VotedSigns:
+    def collect(self, directions: Iterable[Direction | None]) -> VotedSigns:
         """Put them all, each before the next one is asked for, and close."""
         for index, direction in enumerate(directions):
             self.put(index, direction)
         return self.close()
 
-    def _arrivals(self, votes: VotedSigns) -> Iterator[int]:
-        for index in self._wait():
+    def _arrivals(self, votes: VotedSigns) -> Iterator[Sequence[int]]:
+        for indices in self._wait():
             votes.undecided = self._ballot.undecided
-            yield index
+            yield indices
         for name, value in self._all_fields().items():
             setattr(votes, name, value)
         self._vote._end(votes)
 
-    def _wait(self) -> Iterator[int]:
+    def _wait(self) -> Iterator[Sequence[int]]:
         arrivals = self._ballot.arrivals(self._scales)
-        while (index := self._guarded(lambda: next(arrivals, None))) is not None:
-            yield index
+        while (indices := self._guarded(lambda: next(arrivals, None))) is not None:
+            yield indices
 
     def _all_fields(self) -> dict[str, Any]:
         ballot, outcome = self._ballot, self._ballot.outcome()

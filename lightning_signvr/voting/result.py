@@ -42,14 +42,19 @@ class VotedSigns:
     workers: int
     scales: Tensor | None = None
     details: VoteDetails | None = None
-    _arrivals: Iterator[int] | None = field(default=None, init=False, repr=False, compare=False)
+    _arrivals: Iterator[Sequence[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def arrivals(self) -> Iterator[int]:
         """The index of each tensor, as soon as its outcome is there; a collective where that is to come."""
-        arrivals, self._arrivals = self._arrivals, None
-        yield from range(len(self.shapes)) if arrivals is None else arrivals
+        for indices in self.batches():
+            yield from indices
 
-    def follow(self, arrivals: Iterator[int]) -> None:
+    def batches(self) -> Iterator[Sequence[int]]:
+        """:meth:`arrivals`, those together whose outcome is there at once."""
+        arrivals, self._arrivals = self._arrivals, None
+        yield from [range(len(self.shapes))] if arrivals is None else arrivals
+
+    def follow(self, arrivals: Iterator[Sequence[int]]) -> None:
         """The outcome is still to come, by ``arrivals``."""
         self._arrivals = arrivals
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_signvr.signs import Direction
 from lightning_signvr.voting.averaging import average_at_owners
 from lightning_signvr.voting.decisions import ByScaledMean, Server
 from lightning_signvr.voting.exchange import Outcome
@@ -37,6 +38,8 @@ class ScaledMeanVote(MajorityVote):
         tensor([-1.,  1.])
     """
 
+    nodes_can_vote = False
+
     @override
     def __call__(self, *args: Any, **kwargs: Any) -> VotedSigns:
         """Not for this vote: it needs scales and a server."""
@@ -44,7 +47,7 @@ class ScaledMeanVote(MajorityVote):
 
     def cast(
         self,
-        directions: Iterable[Tensor | None],
+        directions: Iterable[Direction | None],
         scales: Sequence[float],
         server: Server,
         like: Sequence[Tensor] | None = None,

@@ -20,6 +20,8 @@ class StochasticVote(MajorityVote):
     The coins are drawn by the owner of each shard from ``seed``, the step and the coordinate, so that all
     replicas see the same.
 
+    Not a majority: each worker moves the odds of every outcome by up to ``1 / n``, a hostile one too.
+
     Args:
         process_group, zeros, seed: as for :class:`MajorityVote`. ``ties`` has no effect: a tie is a coin.
 
@@ -28,6 +30,8 @@ class StochasticVote(MajorityVote):
         >>> StochasticVote()([torch.tensor([-0.3, 2.0])]).signs(0)  # a lone worker
         tensor([-1.,  1.])
     """
+
+    nodes_can_vote = False
 
     @property
     @override

@@ -22,6 +22,7 @@ class Traffic:
 
     Attributes:
         bytes_sent: payload that left this rank.
+        bytes_inside: of these, what went to workers of the same node, where nodes vote; 0 elsewhere.
         bytes_received: payload that came from other ranks.
         collectives: number of collective calls.
         votes: number of votes that were cast.
@@ -29,6 +30,7 @@ class Traffic:
     """
 
     bytes_sent: int = 0
+    bytes_inside: int = 0
     bytes_received: int = 0
     collectives: int = 0
     votes: int = 0
@@ -62,6 +64,15 @@ class Traffic:
         self.bytes_sent += sent
         self.bytes_received += received
         self.collectives += 1
+
+    @contextmanager
+    def inside_node(self) -> Iterator[None]:
+        """What the block sends stays in the node."""
+        before = self.bytes_sent
+        try:
+            yield
+        finally:
+            self.bytes_inside += self.bytes_sent - before
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

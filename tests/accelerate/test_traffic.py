@@ -71,3 +71,25 @@ def test_signs_are_sent_and_gradients_are_not() -> None:
         assert 0 <= metrics["sign_vote/tie_rate"] <= 1
         assert metrics["sign_vote/agreement"] == pytest.approx(1 - metrics["sign_vote/tie_rate"], abs=0.01)
         assert metrics["sign_vote/abstain_rate"] < 0.01
+
+
+def sent_in_one_step(rank: int, steps_before: int) -> float:
+    model = nn.Linear(WIDTH, 1)
+    optimizer = Signum(model.parameters(), lr=0.01)
+    for _ in range(steps_before):
+        optimizer.step(lambda: model(torch.ones(WIDTH)).sum().backward())
+    accelerator = new_accelerator(gradient_accumulation_steps=1)
+    sv = sign_vote(accelerator)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.backward(model(torch.ones(WIDTH)).sum())
+    optimizer.step()
+    return sv.metrics()["comm/bytes_sent"]
+
+
+def sent_after_steps_or_not(rank: int) -> list[float]:
+    return [sent_in_one_step(rank, steps_before) for steps_before in (0, 4)]
+
+
+def test_steps_before_the_preparation_do_not_count() -> None:
+    for fresh, stepped in run_workers(sent_after_steps_or_not, WORKERS):
+        assert fresh == stepped > WIDTH / 8

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_signvr import MajorityVote, SignSGD, Signum
 from lightning_signvr.optimizers import SignOptimizer
-from lightning_signvr.optimizers.rank_states import own_rank_state, with_rank_states
+from lightning_signvr.optimizers.rank_states import own_rank_state, resized, with_rank_states
 from tests.workers import WorkerError, run_workers
 
 STEPS = 50
@@ -165,7 +165,12 @@ def test_every_rank_resumes_with_its_own_state() -> None:
     buffers = [saved[0]["momentum_buffer"] for saved in state["rank_states"]["states"]]
     assert not torch.equal(*buffers)
     plain = Signum([nn.Parameter(torch.zeros(SHAPES[0]))])
-    plain.load_state_dict(state)  # any program can load rank 0's part
+    with pytest.raises(RuntimeError, match=r"of 2 worker\(s\), and this run has 1.*resized\(state_dict, 1"):
+        plain.load_state_dict(state)
+    plain.load_state_dict(resized(state, 1, "mean"))
+    assert torch.equal(plain.state_dict()["state"][0]["momentum_buffer"], (buffers[0] + buffers[1]) / 2)
+    del state["rank_states"]  # any program can load rank 0's part
+    plain.load_state_dict(state)
     assert torch.equal(plain.state_dict()["state"][0]["momentum_buffer"], buffers[0])
 
 

@@ -62,9 +62,9 @@ def test_one_worker() -> None:
     assert plan(125e6, 0.1, workers=1)[1] == "Don't use it for speed: a single worker exchanges nothing."
 
 
-def test_hierarchical_is_marked_as_missing() -> None:
+def test_nodes_as_voters_are_advised() -> None:
     advice = plan(12.5e6, 0.1, workers=16, per_node=8)[1]
-    assert "this version does not have it" in advice
+    assert 'With voters="node" the vote would take' in advice
 
 
 def test_break_even_is_explained() -> None:

@@ -79,6 +79,8 @@ def test_damaged_codes_raise_or_stay_inside_the_plane(words, damaged):
         (code_of(3, bytes(40)), "3 changed words do not fit"),
         (code_of(1, 1, b"\2\0\0\0"), "outside of a plane of 2 words"),
         (code_of(1, 1, b"\xff\xff\xff\xff"), "outside of a plane of 2 words"),
+        (code_of(2, 1, 2, b"\1\0\0\0\0\0\0\0"), "do not ascend"),
+        (code_of(2, 1, 2, b"\1\0\0\0\1\0\0\0"), "do not ascend"),
     ],
 )
 def test_each_damage_has_its_message(code, reason):

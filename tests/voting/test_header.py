@@ -12,7 +12,7 @@ from lightning_signvr.voting.header import BallotHeader, OutcomeHeader
 
 flags = st.lists(st.booleans(), max_size=130)
 rooms = st.integers(0, 2**40).map(lambda words: 8 * words)
-numbers = st.integers(0, 2**61)
+numbers = st.integers(0, 2**47)
 counts = st.builds(lambda margin, lost, *others: Counts(margin + lost, margin, *others), *[numbers] * 4)
 words = st.integers(0, 2**64 - 1)
 
@@ -59,8 +59,9 @@ def test_an_answer_that_is_no_scale_is_refused(scale):
         OutcomeHeader.from_bytes(data, 2, 64, 2, True)
 
 
-def test_negative_details_are_refused():
-    data = OutcomeHeader(Counts(), 0, None, np.array([3, -1], np.int64)).to_bytes()
+@pytest.mark.parametrize("number", [-1, 2**48 + 1, 2**63 - 1])
+def test_details_that_cannot_be_are_refused(number):
+    data = OutcomeHeader(Counts(), 0, None, np.array([3, number], np.int64)).to_bytes()
     with pytest.raises(RuntimeError, match="rank 2 sent details of a vote that cannot be"):
         OutcomeHeader.from_bytes(data, 2, 64, num_details=2)
 
@@ -120,6 +121,20 @@ def test_impossible_counts_have_their_message(counts):
     data = OutcomeHeader(Counts(*counts), 0).to_bytes()
     with pytest.raises(RuntimeError, match=r"^rank 2 sent counts that cannot be \(3 votes"):
         OutcomeHeader.from_bytes(data, 2, 64)
+
+
+@pytest.mark.parametrize("counts", [(2**63 - 1, 1, 0, 0), (3, 1, 2**49, 0), (3, 1, 0, 2**62)])
+def test_counts_that_would_not_add_up_in_64_bits_are_refused(counts):
+    with pytest.raises(RuntimeError, match=r"^rank 2 sent counts that cannot be"):
+        OutcomeHeader.from_bytes(OutcomeHeader(Counts(*counts), 0).to_bytes(), 2, 64)
+
+
+@pytest.mark.parametrize("length", [0, 5, 31, 33])
+def test_headers_of_another_length_are_refused(length):
+    with pytest.raises(RuntimeError, match=rf"^rank 2 sent a header of {length} bytes, where 32 belong"):
+        BallotHeader.from_bytes(bytes(length), 1, 2, 0, 0, 64)
+    with pytest.raises(RuntimeError, match=rf"^rank 2 sent a header of {length} bytes, where 40 belong"):
+        OutcomeHeader.from_bytes(bytes(length), 2, 64)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""Send an optimizer's state to another worker, tensor by tensor: no packed copy of it on either side."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_signvr.optimizers.state_trees import bytes_of, mapped
+
+CHUNK = 64 * 1024 * 1024  # bytes per message: what is held beside the tensor itself
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A worker to send to or receive from.
+
+    Attributes:
+        rank: its rank in the group.
+        device: where the group's backend can exchange tensors.
+        group: the workers; None for all.
+    """
+
+    rank: int
+    device: torch.device
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def _global_rank(self) -> int:
+        return self.rank if self.group is None else dist.get_global_rank(self.group, self.rank)
+
+    def send(self, tree: Any) -> None:
+        """Send a tree of tensors and plain values, for the other's :meth:`receive`."""
+        buffer = io.BytesIO()
+        torch.save(mapped(tree, lambda tensor: torch.empty_like(tensor, device="meta")), buffer)
+        outline = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+        self._send_bytes(bytes_of(torch.tensor([outline.numel()])))
+        self._send_bytes(outline)
+        mapped(tree, lambda tensor: self._send_bytes(bytes_of(tensor)))
+
+    def receive(self) -> Any:
+        """What the other one sends, in the CPU's memory."""
+        size = torch.empty(1, dtype=torch.int64)
+        self._receive_bytes(bytes_of(size))
+        outline = torch.empty(int(size), dtype=torch.uint8)
+        self._receive_bytes(outline)
+        tree = torch.load(io.BytesIO(outline.numpy().tobytes()), weights_only=True)
+        return mapped(tree, self._receive_tensor)
+
+    def _receive_tensor(self, outline: Tensor) -> Tensor:
+        elements = torch.empty(outline.shape, dtype=outline.dtype, device="cpu")
+        self._receive_bytes(bytes_of(elements))
+        laid_out = torch.empty_like(outline, device="cpu")  # strides as they were
+        return elements if laid_out.stride() == elements.stride() else laid_out.copy_(elements)
+
+    def _send_bytes(self, data: Tensor) -> None:
+        for chunk in _chunks(data):
+            dist.send(chunk.to(self.device), dst=self._global_rank, group=self.group)
+
+    def _receive_bytes(self, data: Tensor) -> None:
+        for chunk in _chunks(data):
+            arrived = chunk if self.device.type == "cpu" else torch.empty_like(chunk, device=self.device)
+            dist.recv(arrived, src=self._global_rank, group=self.group)
+            if arrived is not chunk:
+                chunk.copy_(arrived)
+
+
+def _chunks(data: Tensor) -> Iterator[Tensor]:
+    for start in range(0, data.numel(), CHUNK):
+        yield data[start : start + CHUNK]
