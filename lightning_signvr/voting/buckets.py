@@ -11,7 +11,7 @@ from lightning_signvr.voting.layout import Layout
 SMALLEST = 2**21
 """Parameters of a bucket, unless it is told; 256 KiB of signs, which take 2 ms at 1 Gbit/s."""
 
-MOST = 32
+MOST = 64
 """Buckets of a plane, unless it is told: larger models get larger ones."""
 
 

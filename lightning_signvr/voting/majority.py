@@ -64,7 +64,7 @@ class MajorityVote:
             there are few parameters (less than half a million) and one phase is faster by the latency and
             the bandwidth measured before the first vote. The outcome is the same.
         bucket_parameters: how many parameters' bits travel at once, while the next ones are packed and the
-            last ones are applied; None for a good number (2 million or more, at most 32 buckets). The outcome
+            last ones are applied; None for a good number (2 million or more, at most 64 buckets). The outcome
             is the same.
         voters: ``"worker"``, or ``"node"``: the workers of a node are one voter, which votes with the signs
             of the mean of their directions. See :mod:`lightning_signvr.voting.hierarchy`.
