@@ -13,7 +13,7 @@ from lightning_signvr.accelerate import rank_files
 from lightning_signvr.accelerate.accelerator import VotingMixin
 from lightning_signvr.accelerate.checks import check_accelerator
 from lightning_signvr.accelerate.connection import Connection
-from lightning_signvr.connecting import share_overflows
+from lightning_signvr.connecting import destroy_process_group_at_exit, share_overflows
 from lightning_signvr.module_state import average_buffers
 from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.optimizers.resizing import OnResize, check_on_resize
@@ -86,6 +86,7 @@ def sign_vote(
         "workers_per_node": workers_per_node,
     }
     MajorityVote(**rules)  # raises on bad rules before anything starts
+    destroy_process_group_at_exit()
     check_on_resize(on_resize)
     return SignVote(accelerator, rules, on_resize)
 
