@@ -24,7 +24,8 @@ from lightning_signvr.planner.measured import Measured
 from lightning_signvr.planner.units import format_rate, format_seconds, parse_duration
 from lightning_signvr.signs import add_signs_, majority, pack_signs_and_abstentions
 from lightning_signvr.voting import LocalVote
-from lightning_signvr.voting.traffic import Traffic, wait
+from lightning_signvr.voting.pending import wait
+from lightning_signvr.voting.traffic import Traffic
 
 ELEMENTS = 16 * 2**20
 """Parameters that the codec is timed on: more than a cache holds."""

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_signvr.voting.decisions import ShardBallots
-from lightning_signvr.voting.traffic import Traffic, wait
+from lightning_signvr.voting.pending import wait
+from lightning_signvr.voting.traffic import Traffic
 
 
 def average_at_owners(

@@ -23,7 +23,8 @@ from lightning_signvr.voting.decisions import Decided, Decision, ShardBallots
 from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.header import BallotHeader
 from lightning_signvr.voting.layout import Layout
-from lightning_signvr.voting.traffic import Traffic, wait
+from lightning_signvr.voting.pending import Pending, wait
+from lightning_signvr.voting.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Exchange(ABC):
         self._buffers, self._device = buffers, device
         self._tensors = bucket.last - bucket.first
         self._head = BallotHeader.size(self._tensors, scaled)
-        self._work: dist.Work | None = None
+        self._work: Pending | None = None
         self._padded: tuple[Tensor, Tensor] | None = None  # bytes with padding, and their other bits
 
     @abstractmethod
@@ -132,7 +133,7 @@ class Exchange(ABC):
     @property
     def arrived(self) -> bool:
         """Whether the next step need not wait."""
-        return self._work is None or self._work.is_completed()
+        return self._work is None or self._work.is_completed
 
     def wait(self) -> None:
         """Wait for what is under way."""

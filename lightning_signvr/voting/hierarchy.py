@@ -28,8 +28,8 @@ from lightning_signvr.voting.buckets import Bucket, slice_of
 from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.exchange import Ballots, Outcome, Terms
 from lightning_signvr.voting.nodes import Nodes
+from lightning_signvr.voting.pending import wait
 from lightning_signvr.voting.rules import zero_stream
-from lightning_signvr.voting.traffic import wait
 
 _WORDS = 2  # int32 behind the numbers: the step, and whether details are asked for
 _OTHER_STEP = 1 << 31  # makes a step that no rank is at

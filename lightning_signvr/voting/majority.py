@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lightning_signvr.signs import Direction, Recipe, check_signable
-from lightning_signvr.voting.ballot import Ballot
-from lightning_signvr.voting.buckets import check_bucket_parameters, cut
+from lightning_signvr.voting.ballot_box import BallotBox
+from lightning_signvr.voting.buckets import check_bucket_parameters
 from lightning_signvr.voting.decisions import ByMajority, Decision
 from lightning_signvr.voting.exchange import Outcome, Terms
-from lightning_signvr.voting.group import check_backend, world
-from lightning_signvr.voting.hierarchy import NodeBallot
+from lightning_signvr.voting.group import world
 from lightning_signvr.voting.layout import Layout, common_device
-from lightning_signvr.voting.nodes import VOTERS, Nodes, Voters, check_voters, find_nodes
+from lightning_signvr.voting.nodes import VOTERS, Voters, check_voters
 from lightning_signvr.voting.open_vote import OpenVote
 from lightning_signvr.voting.result import VotedSigns
 from lightning_signvr.voting.rules import (
@@ -30,12 +26,8 @@ from lightning_signvr.voting.rules import (
     check_rule,
     check_seed,
 )
-from lightning_signvr.voting.topology import TOPOLOGIES, Route, Topology, choose_route
-from lightning_signvr.voting.traffic import Traffic, wait
-
-log = logging.getLogger(__name__)
-
-_KEPT = 4  # layouts whose buffers are kept
+from lightning_signvr.voting.topology import TOPOLOGIES, Topology
+from lightning_signvr.voting.traffic import Traffic
 
 
 class MajorityVote:
@@ -131,16 +123,20 @@ class MajorityVote:
         self.last: VotedSigns | None = None
         self.detailed = False
         self._details_requested = False
-        self._ballots: dict[tuple[object, ...], Ballot] = {}
-        self._nodes: Nodes | None = None
+        self._box = BallotBox(self)
 
     def __repr__(self) -> str:
         nodes = ", voters='node'" if self.voters == "node" else ""
         return f"{type(self).__name__}(ties={self.ties!r}, zeros={self.zeros!r}, seed={self.seed}{nodes})"
 
     def __getstate__(self) -> dict[str, object]:
-        group = self.process_group
-        return {**self.__dict__, "_ballots": {}, "_nodes": None, "last": None, "exchange_group": group}
+        state = {**self.__dict__, "last": None, "exchange_group": self.process_group}
+        del state["_box"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._box = BallotBox(self)
 
     @property
     def rank(self) -> int:
@@ -155,7 +151,7 @@ class MajorityVote:
     @property
     def workers_per_voter(self) -> int:
         """Workers of a node, where nodes vote and have voted; 1 elsewhere."""
-        return 1 if self._nodes is None else self._nodes.workers
+        return 1 if self._box.nodes is None else self._box.nodes.workers
 
     def _world(self) -> tuple[int, int]:
         """This worker's rank among those that vote, and their number."""
@@ -253,7 +249,8 @@ class MajorityVote:
             )
         layout, shapes, device = Layout.of(like), [tensor.shape for tensor in like], common_device(like)
         extras = (scales is not None, decision.scaled_answer)
-        ballot = self._ballot(layout, shapes, extras, device, decision.splits and not any(extras), backwards)
+        self.traffic.purpose = f"the vote of step {self.step} on {len(shapes)} tensors"
+        ballot = self._box.get(layout, shapes, extras, device, decision.splits and not any(extras), backwards)
         detailed, self._details_requested = self.detailed or self._details_requested, False
         terms = Terms(self.step, decision, detailed, self.exchange_group, self.traffic)
         return OpenVote(self, ballot, terms, layout, shapes, scales)
@@ -268,98 +265,8 @@ class MajorityVote:
         """What this kind of vote returns, given the fields that all kinds have."""
         return VotedSigns(**fields)
 
-    def _forget(self) -> None:
-        """Let go of all buffers, and of what other ranks are thought to remember."""
-        self._ballots.clear()
-
-    def _ballot(
-        self,
-        layout: Layout,
-        shapes: Sequence[torch.Size],
-        extras: tuple[bool, bool],
-        device: torch.device,
-        splits: bool,
-        backwards: bool,
-    ) -> Ballot:
-        rank, workers = self._world()
-        if self._nodes is not None and self._nodes.parent is not (self.process_group or dist.group.WORLD):
-            self._nodes = None  # the process group is another one by now
-            self._forget()
-        key = (tuple(shapes), extras, device, rank, workers, splits, backwards)
-        if key not in self._ballots:
-            route: Route = "two_phase"
-            nodes: Nodes | None = None
-            if workers > 1:
-                check_backend(self.process_group, device)
-                self._check_agreement(layout, extras, device, workers)
-                nodes = self._find_nodes(device)
-                if splits:
-                    route = self._route(layout, device, workers, nodes)
-            while len(self._ballots) >= _KEPT:
-                del self._ballots[next(iter(self._ballots))]
-            parameters = self.bucket_parameters if splits and workers > 1 else 8 * layout.num_bytes or 1
-            make: Callable[..., Ballot] = Ballot if nodes is None else partial(NodeBallot, nodes)
-            self._ballots[key] = ballot = make(
-                layout=layout,
-                shapes=shapes,
-                device=device,
-                rank=rank if nodes is None else nodes.index,
-                workers=workers if nodes is None else nodes.count,
-                rules=(*self._rules, *extras),
-                scaled=extras[0],
-                zeros=self.zeros,
-                seed=self.seed,
-                route=route,
-                bucket_parameters=parameters,
-                backwards=backwards,
-            )
-            log.info(
-                "sign vote of %d %s(s) on %d parameters in %d tensors, %d bucket(s), %s: %r",
-                ballot.voters, "worker" if nodes is None else "node", layout.num_parameters,
-                len(layout.numels), ballot.buckets, route, self,
-            )  # fmt: skip
-        return self._ballots[key]
-
-    def _find_nodes(self, device: torch.device) -> Nodes | None:
-        """Of the workers, where nodes vote and have several; a collective where they were not known."""
-        if self.voters == "worker":
-            return None
-        if self._nodes is None:
-            self._nodes = find_nodes(self.process_group, self.workers_per_node, device, self.traffic)
-        return self._nodes
-
-    def _route(self, layout: Layout, device: torch.device, workers: int, nodes: Nodes | None) -> Route:
-        """How a bucket travels, the same on all ranks that it travels between."""
-        if nodes is not None and nodes.count == 1:
-            return "two_phase"  # in which a lone voter sends nothing
-        if self.topology != "auto":
-            return self.topology
-        size, group = cut(layout, workers, self.bucket_parameters)[0].size, self.exchange_group
-        if nodes is not None:
-            size, group = size // nodes.workers, nodes.between
-        return choose_route(size, group, device, self.traffic)
-
     @property
-    def _rules(self) -> tuple[object, ...]:
+    def rules(self) -> tuple[object, ...]:
+        """All that the ranks must agree on, but for what they vote on."""
         how = (self.topology, self.bucket_parameters, self.voters, self.workers_per_node)
         return (type(self).__name__, self.ties, self.zeros, self.seed, *how)
-
-    def _check_agreement(
-        self, layout: Layout, extras: tuple[bool, bool], device: torch.device, workers: int
-    ) -> None:
-        """Compare layout and rules before the first vote: unequal sizes could not be exchanged."""
-        digest = layout.digest(self._rules, extras) >> 1  # fits int64
-        mine = torch.tensor([digest, len(layout.numels), layout.num_parameters, self.step], device=device)
-        everyones = torch.empty(workers, 4, dtype=torch.int64, device=device)
-        wait(self.traffic.all_gather(everyones, mine, self.process_group))
-        if bool((everyones == everyones[0]).all()):
-            return
-        lines = [
-            f"rank {rank}: {tensors} tensors, {parameters} parameters, step {step}, fingerprint {digest:x}"
-            for rank, (digest, tensors, parameters, step) in enumerate(everyones.tolist())
-        ]
-        raise RuntimeError(
-            "the ranks do not vote on the same tensors by the same rules (ties, zeros, seed) at the same "
-            "step; build the model, the optimizer and the vote in the same way on all of them:\n  "
-            + "\n  ".join(lines)
-        )

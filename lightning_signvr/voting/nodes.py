@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_signvr.voting.group import group_of_its_own, world
-from lightning_signvr.voting.traffic import Traffic, wait
+from lightning_signvr.voting.pending import wait
+from lightning_signvr.voting.traffic import Traffic
 
 Voters = Literal["worker", "node"]
 VOTERS: Sequence[str] = get_args(Voters)

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_signvr.voting.channel import PlaneChannel
 from lightning_signvr.voting.exchange import Ballots, Exchange, Outcome, Terms, settle
-from lightning_signvr.voting.traffic import wait
+from lightning_signvr.voting.pending import wait
 
 
 class OnePhase(Exchange):

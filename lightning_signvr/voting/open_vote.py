@@ -129,5 +129,5 @@ class OpenVote:
         try:
             return step()
         except BaseException:
-            self._vote._forget()  # what each side remembers of the other's planes may have parted
+            self._vote._box.forget()  # what each side remembers of the other's planes may have parted
             raise

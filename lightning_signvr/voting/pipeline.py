@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from lightning_signvr.voting.exchange import Exchange
+from lightning_signvr.voting.failures import CollectiveError
 
 AHEAD = 3
 """Buckets that are sent before the first of them is decided."""
@@ -63,6 +64,8 @@ class Pipeline:
             return False
         try:
             self._do[what](bucket)
+        except CollectiveError:
+            raise
         except RuntimeError:
             with suppress(RuntimeError):  # the first error is the one to tell
                 self._abandon()

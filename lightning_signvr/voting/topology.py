@@ -12,7 +12,8 @@ from typing import Literal, get_args
 import torch
 import torch.distributed as dist
 
-from lightning_signvr.voting.traffic import Traffic, wait
+from lightning_signvr.voting.pending import wait
+from lightning_signvr.voting.traffic import Traffic
 
 log = logging.getLogger(__name__)
 

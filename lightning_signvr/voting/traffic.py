@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_signvr.voting.pending import Pending
+
 
 @dataclass
 class Traffic:
@@ -27,6 +29,8 @@ class Traffic:
         collectives: number of collective calls.
         votes: number of votes that were cast.
         seconds: wall time of each phase, by its name.
+        purpose: what the next collectives are for, for messages.
+        verify: whether checksums travel beside what is sent, and are compared.
     """
 
     bytes_sent: int = 0
@@ -35,35 +39,48 @@ class Traffic:
     collectives: int = 0
     votes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    purpose: str = "a collective"
+    verify: bool = False
 
-    def all_to_all(self, output: Tensor, source: Tensor, group: dist.ProcessGroup | None) -> dist.Work | None:
+    def all_to_all(self, output: Tensor, source: Tensor, group: dist.ProcessGroup | None) -> Pending:
         """Start sending row ``r`` of ``source`` to rank ``r``; row ``r`` of ``output`` comes from it."""
-        others = source.shape[0] - 1
-        self._count(others * source[0].nbytes, others * output[0].nbytes)
-        work: dist.Work | None = dist.all_to_all_single(
-            output.view(-1), source.view(-1), group=group, async_op=True
-        )
-        return work
+        pending = Pending(dist.all_to_all_single, output, source, group, self.purpose, self.verify)
+        others = len(output) - 1
+        self._count(others * source[0].nbytes)
+        if pending.checksums is not None:
+            self._count(others * pending.checksums[0].nbytes)
+        return pending
 
-    def all_gather(self, output: Tensor, source: Tensor, group: dist.ProcessGroup | None) -> dist.Work | None:
+    def all_gather(self, output: Tensor, source: Tensor, group: dist.ProcessGroup | None) -> Pending:
         """Start sending ``source`` to every rank; row ``r`` of ``output`` comes from rank ``r``."""
-        others = output.shape[0] - 1
-        self._count(others * source.nbytes, others * source.nbytes)
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        work: dist.Work | None = gather(output.view(-1), source, group=group, async_op=True)
-        return work
+        pending = Pending(gather, output, source, group, self.purpose, self.verify)
+        others = len(output) - 1
+        self._count(others * source.nbytes)
+        if pending.checksums is not None:
+            self._count(others * pending.checksums.nbytes)
+        return pending
 
     def all_reduce_max(self, values: Tensor, group: dist.ProcessGroup | None) -> None:
         """Maximum over the ranks, in place; counted as a ring would send it."""
         size = dist.get_world_size(group)
         ring = 2 * (size - 1) * values.nbytes // size
-        self._count(ring, ring)
+        self._count(ring)
         dist.all_reduce(values, op=dist.ReduceOp.MAX, group=group)
 
-    def _count(self, sent: int, received: int) -> None:
-        self.bytes_sent += sent
-        self.bytes_received += received
+    def _count(self, size: int) -> None:
+        self.bytes_sent += size
+        self.bytes_received += size
         self.collectives += 1
+
+    @contextmanager
+    def unverified(self) -> Iterator[None]:
+        """In the block no checksums travel."""
+        before, self.verify = self.verify, False
+        try:
+            yield
+        finally:
+            self.verify = before
 
     @contextmanager
     def inside_node(self) -> Iterator[None]:
@@ -86,9 +103,3 @@ class Traffic:
     def add_seconds(self, phase: str, seconds: float) -> None:
         """Add to ``seconds[phase]``."""
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-
-
-def wait(work: dist.Work | None) -> None:
-    """Wait for a collective that :class:`Traffic` started."""
-    if work is not None:
-        work.wait()

@@ -23,7 +23,7 @@ from lightning_signvr.voting.channel import PlaneChannel
 from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.exchange import Ballots, Exchange, Outcome, Terms, settle
 from lightning_signvr.voting.header import OutcomeHeader
-from lightning_signvr.voting.traffic import wait
+from lightning_signvr.voting.pending import wait
 
 
 class TwoPhase(Exchange):

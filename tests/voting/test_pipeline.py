@@ -107,7 +107,7 @@ def memory(rank):
     for step in range(1000):
         vote(directions(rank, step % 5), like())
         if step % 200 == 199:
-            buffers = [exchange._buffers for exchange in next(iter(vote._ballots.values()))._exchanges]
+            buffers = [exchange._buffers for exchange in next(iter(vote._box._ballots.values()))._exchanges]
             flat = {tensor.data_ptr(): tensor.numel() for each in buffers for tensor in each._flat.values()}
             sizes.append((sorted(flat.items()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
     return sizes

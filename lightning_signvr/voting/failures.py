@@ -1,0 +1,99 @@
+"""Say which ranks are missing when a collective fails: the backend's own message names none."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import torch.distributed as dist
+
+GRACE = 10.0
+"""Seconds in which the other ranks can report that they failed as well."""
+
+LAST = 2.0
+"""Seconds in which the last of them can, when all others have: it is likely to be the missing one."""
+
+_PREFIX = "lightning_signvr/failures"
+
+
+@contextmanager
+def explained(purpose: str, group: dist.ProcessGroup | None) -> Iterator[None]:
+    """What the block's collectives raise where they fail names the ranks that are missing.
+
+    Each rank that fails says so in the store through which the process group was set up, and looks there for
+    the others: within ``GRACE`` seconds, or ``LAST`` when one is left.
+
+    Args:
+        purpose: what the collectives are for, for the message.
+        group: their group; None for all ranks.
+
+    Raises:
+        RuntimeError: a collective failed or timed out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, CollectiveError):
+            raise
+        raise CollectiveError(f"{purpose} failed: {_what_happened(purpose, group)} ({error})") from error
+
+
+class CollectiveError(RuntimeError):
+    """A collective failed: a rank died or hangs, or a connection broke."""
+
+
+def _what_happened(purpose: str, group: dist.ProcessGroup | None) -> str:
+    if not dist.is_initialized():
+        return "the process group is gone"
+    rank, ranks = dist.get_rank(), dist.get_process_group_ranks(group or dist.group.WORLD)
+    reports: dict[int, str] = {rank: purpose}
+    unreachable: list[str] = []
+
+    def ask() -> None:
+        try:
+            _collect(rank, ranks, reports)
+        except RuntimeError as error:
+            unreachable.append(str(error).splitlines()[0])
+
+    # beside this thread: a store whose process has stopped answers never
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(GRACE + LAST)
+    if unreachable or (asking.is_alive() and len(reports) == 1):
+        reason = unreachable[0] if unreachable else "it does not answer"
+        return (
+            f"the store through which the ranks met cannot be reached ({reason}). Without torchrun that is "
+            "rank 0's: rank 0 was killed, ended or hangs; see its own output"
+        )
+    missing = [other for other in ranks if other not in reports]
+    if missing:
+        names = ("rank " if len(missing) == 1 else "ranks ") + ", ".join(map(str, missing))
+        return f"no sign of life from {names}: killed, ended or stuck elsewhere; see the output there"
+    lines = "\n  ".join(f"rank {other}: {reports[other]}" for other in sorted(reports))
+    return (
+        "all ranks report the failure, so that the connection between them broke, or they were not in the "
+        f"same collective:\n  {lines}\n"
+    )
+
+
+def _collect(rank: int, ranks: list[int], reports: dict[int, str]) -> None:
+    """Report this rank's failure, and add what the others report."""
+    # here, as not every torch has them
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed import distributed_c10d
+
+    store = PrefixStore(_PREFIX, distributed_c10d._get_default_store())
+    with suppress(NotImplementedError):  # not every kind of store has one
+        store.set_timeout(timedelta(seconds=GRACE))
+    store.set(str(rank), reports[rank])
+    end, one_is_left = time.monotonic() + GRACE, False
+    while len(reports) < len(ranks) and time.monotonic() < end:
+        if len(reports) == len(ranks) - 1 and not one_is_left:
+            end, one_is_left = min(end, time.monotonic() + LAST), True
+        for other in ranks:
+            if other not in reports and store.check([str(other)]):
+                reports[other] = store.get(str(other)).decode(errors="replace")
+        time.sleep(0.05)
