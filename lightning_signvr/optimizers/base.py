@@ -11,12 +11,16 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_signvr.estimators import Estimator, recipe_of
 from lightning_signvr.optimizers.checks import check_at_least_zero
+from lightning_signvr.optimizers.finite_gradients import FiniteGradients
+from lightning_signvr.optimizers.gathering import trained
 from lightning_signvr.optimizers.overlapping import Overlap
 from lightning_signvr.optimizers.rank_states import KEY, own_rank_state
 from lightning_signvr.optimizers.resizing import OWNER
 from lightning_signvr.signs import Direction, add_signs_all_, check_signable
 from lightning_signvr.signs.dispatch import triton_kernels
 from lightning_signvr.voting import MajorityVote, ScaledMeanVote, VotedSigns
+from lightning_signvr.voting.layout import common_device
+from lightning_signvr.voting.nonfinite import NOT_FINITE, MaybeDirection
 
 
 class SignOptimizer(Optimizer):
@@ -72,6 +76,7 @@ class SignOptimizer(Optimizer):
         self._check_vote(vote)
         self.estimator = estimator
         self.vote_is_default = vote is None
+        self._finite = FiniteGradients()
         self.vote = self.vote_class() if vote is None else vote
         super().__init__(params, {**defaults, "step": 0})
 
@@ -122,19 +127,31 @@ class SignOptimizer(Optimizer):
 
     def directions(
         self, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]
-    ) -> Iterator[Direction | None]:
+    ) -> Iterator[MaybeDirection]:
         """What this worker votes with, one tensor after the other; None where it has no gradient."""
         for index, (parameter, group) in enumerate(zip(parameters, groups, strict=True)):
-            yield None if parameter.grad is None else self.direction(parameter, group, index)
+            yield self.direction(parameter, group, index)
 
-    def direction(self, parameter: Tensor, group: dict[str, Any], index: int) -> Direction:
-        """What this worker votes with for a parameter that has a gradient."""
+    def direction(self, parameter: Tensor, group: dict[str, Any], index: int) -> MaybeDirection:
+        """What this worker votes with for a parameter; None where it has no gradient."""
+        if parameter.grad is None:
+            return None
+        if not self.is_finite(parameter):
+            return NOT_FINITE  # before any state of it changes
         recipe = self._recipe(parameter.device)
         if recipe is not None:
             return recipe(parameter.grad, self.state[parameter], group, self.gradients_elsewhere(parameter))
         estimate = self.estimate(parameter, group)
         self.show(parameter, estimate)
         return self.encode(estimate, group, index)
+
+    def is_finite(self, parameter: Tensor) -> bool:
+        """Whether there is no NaN or inf in a parameter's gradients of this step."""
+        return self._finite.of(parameter, self.gradients(parameter))
+
+    def gradients(self, parameter: Tensor) -> list[Tensor]:
+        """A parameter's gradients of this step, also at other points."""
+        return [] if parameter.grad is None else [parameter.grad]
 
     def _recipe(self, device: torch.device) -> Callable[..., Direction] | None:
         """The estimator's recipe, where kernels carry it out and nobody needs the direction before that."""
@@ -171,9 +188,10 @@ class SignOptimizer(Optimizer):
     @property
     def why_not_overlap(self) -> str | None:
         """Why :meth:`overlap` would be unsound for this method; None where it is sound."""
-        kind = type(self)
-        if kind.cast is not SignOptimizer.cast or kind.directions is not SignOptimizer.directions:
-            return f"{kind.__name__} votes on all tensors together"
+        if self._overrides("cast") or self._overrides("directions"):
+            return f"{type(self).__name__} votes on all tensors together"
+        if self.vote.nonfinite != "abstain":
+            return f'nonfinite="{self.vote.nonfinite}" looks at all gradients before the vote'
         return None
 
     def overlap(self) -> Overlap:
@@ -248,7 +266,8 @@ class SignOptimizer(Optimizer):
         """Vote and move the parameters; a collective: all workers must call it equally often.
 
         A parameter without a gradient here abstains, and still moves as the other workers vote. One
-        without a gradient on every worker is left alone, its weight decay included.
+        without a gradient on every worker is left alone, its weight decay included. A gradient with NaN or
+        inf is as good as none, or what else the vote's ``nonfinite`` says; the estimate stays as it was.
 
         Args:
             closure: evaluates the model anew and returns the loss.
@@ -258,20 +277,18 @@ class SignOptimizer(Optimizer):
 
         Raises:
             TypeError: a sparse gradient.
-            RuntimeError: the workers do not step on the same parameters.
+            RuntimeError: the workers do not step on the same parameters; a worker had NaN or inf in its
+                gradients, where that is an error by the vote's rules.
         """
         loss: float | None = self.evaluate(closure)
         self.vote.step = self.param_groups[0]["step"]
-        parameters: list[Tensor] = []
-        groups: list[dict[str, Any]] = []
-        for number, group in enumerate(self.param_groups):
-            for position, parameter in enumerate(group["params"]):
-                if not parameter.requires_grad:
-                    continue
-                if parameter.grad is not None:  # before any state changes
-                    check_signable(parameter.grad, f"the gradient of parameter {position} of group {number}")
-                parameters.append(parameter)
-                groups.append(group)
+        pairs = trained(self)
+        parameters, groups = [parameter for parameter, _ in pairs], [group for _, group in pairs]
+        for index, parameter in enumerate(parameters):
+            if parameter.grad is not None:  # before any state changes
+                check_signable(parameter.grad, f"the gradient of tensor {index}")
+        if not self._may_step(parameters):
+            return loss
         votes = self.cast(parameters, groups)
         together = type(votes) is VotedSigns and not self._overrides("update")
         together = together and triton_kernels(votes.planes.device) is not None
@@ -287,6 +304,17 @@ class SignOptimizer(Optimizer):
         for group in self.param_groups:
             group["step"] += 1
         return loss
+
+    def _may_step(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether the step is to be taken; a collective where a worker's NaN or inf stops all."""
+        self._finite.forget()
+        gradients = {parameter: self.gradients(parameter) for parameter in parameters}
+        device = common_device(parameters)
+        if self.vote.nonfinite != "abstain":
+            return self.vote.may_step(self._finite.look(gradients), device)
+        if device.type != "cpu" and self.overlapped is None:
+            self._finite.look(gradients)
+        return True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but every worker takes its own state and every tensor keeps its dtype.
@@ -313,4 +341,8 @@ class SignOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         extra = ("estimator", "vote", "vote_class", "vote_is_default")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in extra}}
+        return {
+            **super().__getstate__(),
+            **{name: getattr(self, name) for name in extra},
+            "_finite": FiniteGradients(),
+        }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_signvr.optimizers.gathering import trained_parameters
+from lightning_signvr.optimizers.gathering import trained, trained_parameters
 from lightning_signvr.signs import check_signable
 from lightning_signvr.voting import VotedSigns
 from lightning_signvr.voting.group import group_of_its_own
@@ -89,12 +89,7 @@ class Overlap:
 
     def _begin(self) -> OpenVote:
         optimizer = self._optimizer
-        pairs = [
-            (parameter, group)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.requires_grad
-        ]
+        pairs = trained(optimizer)
         self._places = {parameter: (index, group) for index, (parameter, group) in enumerate(pairs)}
         optimizer.vote.step = optimizer.param_groups[0]["step"]
         self._open = optimizer.vote.open([parameter for parameter, _ in pairs], backwards=True)
@@ -117,8 +112,7 @@ class Overlap:
         for parameter, (index, group) in reversed(places.items()):
             gradient = parameter.grad
             if index not in seen:
-                direction = None if gradient is None else self._optimizer.direction(parameter, group, index)
-                vote.put(index, direction)
+                vote.put(index, self._optimizer.direction(parameter, group, index))
             elif gradient is None or gradient._version != seen[index]:
                 raise RuntimeError(
                     f"the gradient of tensor {index} was changed or removed after backward (by clipping, "

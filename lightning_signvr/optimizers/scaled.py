@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from lightning_signvr.optimizers.base import SignOptimizer
 from lightning_signvr.optimizers.resizing import OWNER, WHOLE, own_shard
 from lightning_signvr.voting import MajorityVote, ScaledMeanVote, VotedSigns
 from lightning_signvr.voting.layout import Layout
+from lightning_signvr.voting.nonfinite import MaybeDirection, NotFinite
 
 Answer = Tensor | tuple[Tensor, float]
 
@@ -74,17 +75,23 @@ class ScaledOptimizer(SignOptimizer, ABC):
         assert isinstance(self.vote, ScaledMeanVote)
         self._scales = [0.0] * len(parameters)
         before: list[tuple[int, Tensor, Tensor]] = []
+        silent = [False] * len(parameters)  # this worker, on each of them
         offsets = Layout.of(parameters).offsets
 
         def server(index: int, elements: slice, size: int, mean: Tensor) -> Answer:
             kept = self._owned(size, mean.device)[elements]
-            if parameters[index].grad is None:  # maybe on every worker: such a parameter is left alone
+            if silent[index]:  # maybe every worker: such a parameter is left alone
                 before.append((index, kept, kept.clone()))
             first = self.vote.rank * size + elements.start - 8 * offsets[index]
             return self.answer(self.serve(mean, kept, groups[index]), index, first)
 
-        directions, exact = self.directions(parameters, groups), self.exact_directions(parameters)
-        votes = self.vote.cast(directions, self._scales, server, parameters, self.scaled_answer, exact)
+        def directions() -> Iterator[MaybeDirection]:
+            for index, direction in enumerate(self.directions(parameters, groups)):
+                silent[index] = direction is None or isinstance(direction, NotFinite)
+                yield direction
+
+        exact = self.exact_directions(parameters)
+        votes = self.vote.cast(directions(), self._scales, server, parameters, self.scaled_answer, exact)
         for index, kept, value in before:
             if not votes.present[index]:
                 kept.copy_(value)

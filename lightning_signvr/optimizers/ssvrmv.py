@@ -13,9 +13,9 @@ from typing_extensions import override
 from lightning_signvr.estimators import Storm
 from lightning_signvr.optimizers.stochastic import StochasticSigns
 from lightning_signvr.optimizers.storm import StormOptimizer
-from lightning_signvr.signs import Direction
 from lightning_signvr.signs.encoders import RadiusPolicy, magnitudes
 from lightning_signvr.voting import MajorityVote, StochasticVote
+from lightning_signvr.voting.nonfinite import NOT_FINITE, MaybeDirection
 
 
 class SSVRMV(StochasticSigns, StormOptimizer):
@@ -163,19 +163,20 @@ class SSVRMV(StochasticSigns, StormOptimizer):
     @override
     def directions(
         self, parameters: Sequence[Tensor], groups: Sequence[dict[str, Any]]
-    ) -> Iterator[Direction | None]:
+    ) -> Iterator[MaybeDirection]:
         if self.option == 1:
             yield from super().directions(parameters, groups)
             return
+        usable = [parameter.grad is not None and self.is_finite(parameter) for parameter in parameters]
         estimates = [  # all of them before the first is encoded: they are projected together
-            None if parameter.grad is None else self.estimate(parameter, group)
-            for parameter, group in zip(parameters, groups, strict=True)
+            self.estimate(parameter, group) if has_direction else None
+            for parameter, group, has_direction in zip(parameters, groups, usable, strict=True)
         ]
         known = [estimate for estimate in estimates if estimate is not None]
         _project_(known, self.param_groups[0]["radius"])
         for index, (estimate, parameter, group) in enumerate(zip(estimates, parameters, groups, strict=True)):
             if estimate is None:
-                yield None
+                yield None if parameter.grad is None else NOT_FINITE
             else:
                 self.show(parameter, estimate)
                 yield self.encode(estimate, group, index)

@@ -11,14 +11,18 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_signvr.optimizers.gathering import trained_parameters
 from lightning_signvr.signs import check_signable
+from lightning_signvr.signs.finite import are_finite
 from lightning_signvr.voting import MajorityVote
+from lightning_signvr.voting.layout import common_device
+from lightning_signvr.voting.nonfinite import NOT_FINITE
 
 
 def vote_gradients(optimizer: Optimizer, vote: MajorityVote) -> RemovableHandle:
     """Before each step of ``optimizer``, replace the gradients by their voted signs.
 
     All workers then step on the same gradients of -1, 0 and +1, so that their optimizer states stay
-    the same as well. A parameter with a gradient on any worker gets one on all of them.
+    the same as well. A parameter with a gradient on any worker gets one on all of them. A gradient with NaN
+    or inf is as good as none, or what else the vote's ``nonfinite`` says.
 
     Args:
         optimizer: of any kind but LBFGS, whose line search would take other steps on each worker.
@@ -81,9 +85,17 @@ def _replace_by_vote(optimizer: Optimizer, vote: MajorityVote) -> None:
     for index, parameter in enumerate(parameters):
         if parameter.grad is not None:
             check_signable(parameter.grad, f"the gradient of parameter {index}")
-    votes = vote([parameter.grad for parameter in parameters], like=parameters)
+    finite = are_finite([p.new_zeros(()) if p.grad is None else p.grad for p in parameters])
+    if vote.nonfinite != "abstain" and not vote.may_step(all(finite), common_device(parameters)):
+        for parameter in parameters:
+            parameter.grad = None  # which a torch optimizer leaves alone
+        return
+    directions = [p.grad if known else NOT_FINITE for p, known in zip(parameters, finite, strict=True)]
+    votes = vote(directions, like=parameters)
     for index, parameter in enumerate(parameters):
-        if votes.present[index]:
+        if not votes.present[index]:
+            parameter.grad = None
+        else:
             signs = votes.signs(index, parameter.dtype)
             if parameter.grad is None:
                 parameter.grad = signs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -29,11 +30,12 @@ from lightning_signvr.voting.buffers import Buffers
 from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.exchange import Ballots, Exchange, Outcome, Terms
 from lightning_signvr.voting.layout import Layout
+from lightning_signvr.voting.nonfinite import MaybeDirection, NotFinite
 from lightning_signvr.voting.one_phase import OnePhase
 from lightning_signvr.voting.pipeline import LANES, Pipeline
 from lightning_signvr.voting.rules import ZeroRule, zero_stream
 from lightning_signvr.voting.topology import Route
-from lightning_signvr.voting.two_phase import TwoPhase
+from lightning_signvr.voting.two_phase import TwoPhase, sum_of_counts
 from lightning_signvr.voting.waiting import Waiting
 
 _WAYS: dict[Route, type[OnePhase] | type[TwoPhase]] = {"one_phase": OnePhase, "two_phase": TwoPhase}
@@ -89,6 +91,7 @@ class Ballot:
         self._planes = Buffers(device)
         self._missing = [False] * len(shapes)
         self._abstains = [False] * len(shapes)  # on any coordinate
+        self._nonfinite = [False] * len(shapes)
         lanes = [Buffers(device) for _ in range(LANES)]
         digest = (rules, scaled, workers, route, backwards)
         self._exchanges: list[Exchange] = [
@@ -102,6 +105,7 @@ class Ballot:
                 buffers=lanes[number % LANES],
                 device=device,
                 undecided=partial(self._undecided_part, bucket),
+                workers_per_voter=self.workers_per_voter,
             )
             for number, bucket in enumerate(self._own_buckets)
         ]
@@ -124,7 +128,7 @@ class Ballot:
         self._outcomes: list[Outcome] = []
         self._pipeline = Pipeline(self._exchanges, self._is_packed, self._send, self._decide, self._receive)
 
-    def put(self, index: int, direction: Direction | None) -> None:
+    def put(self, index: int, direction: MaybeDirection) -> None:
         """Pack the signs of a tensor's direction, at the latest when all of its bucket are there.
 
         The zero rule says what stands for no sign.
@@ -135,6 +139,9 @@ class Ballot:
         started = time.perf_counter()
         if index >= len(self._shapes):
             raise ValueError(f"directions has more tensors than like, which has {len(self._shapes)}")
+        self._nonfinite[index] = isinstance(direction, NotFinite)
+        if isinstance(direction, NotFinite):
+            direction = None
         if direction is not None:
             self._check(index, direction.state if isinstance(direction, Recipe) else direction)
         if self._waiting is not None and direction is not None:
@@ -190,6 +197,11 @@ class Ballot:
         return self._workers
 
     @property
+    def workers_per_voter(self) -> int:
+        """Workers of a node, where nodes vote."""
+        return 1
+
+    @property
     def alone(self) -> bool:
         """Whether the outcome is the own sign."""
         return self._workers == 1
@@ -217,23 +229,30 @@ class Ballot:
 
     def outcome(self) -> Outcome:
         """Of all buckets together."""
-        first, *others = self._outcomes
-        total = Outcome(
-            self._present,
-            first.counts,
-            first.scales,
-            first.details,
-            first.abstentions,
-            first.answers,
-            first.shard,
+        first = self._outcomes[0]
+        total = replace(
+            first,
+            present=self._present,
+            counts=sum_of_counts(outcome.counts for outcome in self._outcomes),
+            abstentions=any(outcome.abstentions for outcome in self._outcomes),
         )
-        for other in others:
-            total.counts += other.counts
-            total.abstentions |= other.abstentions
         looks = [outcome.details.to_numbers() for outcome in self._outcomes if outcome.details is not None]
         if looks:
             total.details = VoteDetails.sum_of(looks, len(self._shapes), self._workers)
         return total
+
+    @property
+    def nonfinite(self) -> Sequence[int]:
+        """The ranks that had no direction for some tensor, as their gradients are not finite."""
+        if self.alone:
+            return [self._rank] if any(self._nonfinite) else []
+        ranks = set()
+        for outcome in self._outcomes:
+            for voter, workers in enumerate(outcome.nonfinite):
+                for place in range(self.workers_per_voter):
+                    if workers >> place & 1:
+                        ranks.add(voter * self.workers_per_voter + place)
+        return sorted(ranks)
 
     def own_outcome(self) -> dict[str, Any]:
         """A lone worker's vote is its own sign, nothing to count: fields of :class:`VotedSigns`."""
@@ -246,6 +265,7 @@ class Ballot:
             "undecided": abstaining,
             "present": [not missing for missing in self._missing],
             "counts": Counts(votes=votes, margin=votes, silent=silent),
+            "nonfinite": self.nonfinite,
         }
 
     # -- packing ----------------------------------------------------------------------------------
@@ -265,10 +285,8 @@ class Ballot:
 
     def _take(self, index: int, direction: Tensor | None) -> None:
         self._missing[index] = direction is None
-        abstained, self._abstains[index] = (
-            self._abstains[index],
-            self._pack(index, direction, self._terms.step),
-        )
+        abstained = self._abstains[index]
+        self._abstains[index] = self._pack(index, direction, self._terms.step)
         if abstained and not self._abstains[index]:
             self._abstaining_plane()[self._layout.part(index)] = 0
 
@@ -352,7 +370,10 @@ class Ballot:
         tensors, abstaining = slice(bucket.first, bucket.last), None
         if self._abstaining is not None and self._any_abstains(bucket.first, bucket.last):
             abstaining = self._abstaining[bucket.part]
-        ballots = Ballots(self._negative[bucket.part], abstaining, self._missing[tensors], self._scales)
+        nonfinite = int(any(self._nonfinite[tensors]))
+        ballots = Ballots(
+            self._negative[bucket.part], abstaining, self._missing[tensors], self._scales, nonfinite
+        )
         self._exchanges[number].send(ballots, self._terms)
 
     def _decide(self, number: int) -> None:

@@ -51,17 +51,23 @@ class Ballots:
         abstaining: uint8, ``[size]``, where it does not vote; None for nowhere.
         missing: for each tensor of the bucket, whether it has no direction at all.
         scales: for each of them, the factor of its signs; None for plain votes.
+        nonfinite: see :class:`~lightning_signvr.voting.header.BallotHeader`.
     """
 
     negative: Tensor
     abstaining: Tensor | None
     missing: Sequence[bool]
     scales: Sequence[float] | None
+    nonfinite: int = 0
 
 
 @dataclass
 class Outcome:
-    """What came out of a vote, or of one bucket of it; see :class:`VotedSigns` and its subclasses."""
+    """What came out of a vote, or of one bucket of it; see :class:`VotedSigns` and its subclasses.
+
+    Attributes:
+        nonfinite: what the header of each voter says.
+    """
 
     present: list[bool]
     counts: Counts = field(default_factory=Counts)
@@ -70,6 +76,7 @@ class Outcome:
     abstentions: bool = False
     answers: Tensor | None = None
     shard: int = 0
+    nonfinite: Sequence[int] = ()
 
 
 class Exchange(ABC):
@@ -83,6 +90,7 @@ class Exchange(ABC):
         rank, workers: among those that vote.
         buffers: no other exchange must use them between :meth:`send` and :meth:`receive`.
         device: of the planes.
+        workers_per_voter: of a node, where nodes vote.
 
     Attributes:
         bits: per parameter of the outcome, known when it is decided.
@@ -100,8 +108,10 @@ class Exchange(ABC):
         workers: int,
         buffers: Buffers,
         device: torch.device,
+        workers_per_voter: int = 1,
     ) -> None:
         self.bucket = bucket
+        self._workers_per_voter = workers_per_voter
         self._layout, self._digest, self._scaled = layout, digest, scaled
         self._rank, self._workers = rank, workers
         self._buffers, self._device = buffers, device
@@ -145,7 +155,14 @@ class Exchange(ABC):
 
     def _header(self, ballots: Ballots, room: int, terms: Terms) -> Tensor:
         header = BallotHeader(
-            terms.step, self._digest, room, ballots.missing, ballots.scales, terms.detailed, terms.exact
+            terms.step,
+            self._digest,
+            room,
+            ballots.missing,
+            ballots.scales,
+            terms.detailed,
+            terms.exact,
+            ballots.nonfinite,
         )
         return self._from_bytes(header.to_bytes())
 
@@ -162,6 +179,7 @@ class Exchange(ABC):
                 self._scaled,
                 terms.detailed,
                 terms.exact,
+                self._workers_per_voter,
             )
             for rank, head in enumerate(rows[:, : self._head].cpu().numpy())
         ]
@@ -191,6 +209,7 @@ class Exchange(ABC):
                 scales=factors,
                 details=VoteDetails.of_shard(ballots, decided) if terms.detailed else None,
                 abstentions=absent is not None,  # the same on all ranks
+                nonfinite=[header.nonfinite for header in headers],
             )
         return decided, outcome
 

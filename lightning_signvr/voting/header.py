@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from lightning_signvr.signs import Counts
 
-_BALLOT = struct.Struct("<4sIQQ")  # format, step (low 32 bits), digest of layout and rules, room
+# format, step (low 32 bits), digest of layout and rules, room, workers that are not finite
+_BALLOT = struct.Struct("<4sIQQQ")
 _OUTCOME = struct.Struct("<qqqqQ")  # counts, room
 _MOST = 2**48  # votes on a shard: counts of all owners, added up, stay far from the end of int64
 # by whether details are asked for, and whether numbers in full precision follow
@@ -40,6 +41,8 @@ class BallotHeader:
         scales: for each tensor, the factor of this rank's signs; None for plain votes.
         detailed: whether this rank wants to know the vote's details.
         exact: whether this rank goes on to send numbers in full precision.
+        nonfinite: bit k is set where worker k of this voter has none for some tensor, as its gradient is not
+            finite. A voter is one worker, or those of a node.
     """
 
     step: int
@@ -49,6 +52,7 @@ class BallotHeader:
     scales: Sequence[float] | None = None
     detailed: bool = False
     exact: bool = False
+    nonfinite: int = 0
 
     @staticmethod
     def size(num_tensors: int, scaled: bool = False) -> int:
@@ -58,7 +62,7 @@ class BallotHeader:
     def to_bytes(self) -> bytes:
         flags = np.packbits(np.array(self.missing, bool), bitorder="little").tobytes()
         form = _FORMATS[self.detailed, self.exact]
-        head = _BALLOT.pack(form, self.step & 0xFFFFFFFF, self.digest, self.room)
+        head = _BALLOT.pack(form, self.step & 0xFFFFFFFF, self.digest, self.room, self.nonfinite)
         scales = b"" if self.scales is None else np.array(self.scales, "<f4").tobytes()
         count = len(self.missing)
         return (head + flags.ljust(_flag_bytes(count), b"\0") + scales).ljust(
@@ -77,6 +81,7 @@ class BallotHeader:
         scaled: bool = False,
         detailed: bool = False,
         exact: bool = False,
+        workers: int = 1,
     ) -> BallotHeader:
         """Read the header of ``rank`` and check that it is about the same vote.
 
@@ -84,7 +89,7 @@ class BallotHeader:
             RuntimeError: it is not, with the reason and the rank.
         """
         _check_length(data, cls.size(num_tensors, scaled), rank)
-        form, their_step, their_digest, room = _BALLOT.unpack_from(data)
+        form, their_step, their_digest, room, nonfinite = _BALLOT.unpack_from(data)
         forms = {known: flags for flags, known in _FORMATS.items()}
         if form not in forms:
             raise RuntimeError(
@@ -117,6 +122,11 @@ class BallotHeader:
                 "batch on all of them or on none"
             )
         check_room(room, most_room, rank)
+        if nonfinite >> workers:
+            raise RuntimeError(
+                f"rank {rank} speaks of workers that it does not have ({nonfinite:b}): all ranks must run "
+                "the same version of lightning-signvr"
+            )
         flags = np.frombuffer(data, np.uint8, _flag_bytes(num_tensors), _BALLOT.size)
         missing = np.unpackbits(flags, count=num_tensors, bitorder="little").astype(bool).tolist()
         scales = None
@@ -128,7 +138,7 @@ class BallotHeader:
                     "find out why, or clip gradients"
                 )
             scales = values.tolist()
-        return cls(step, digest, room, missing, scales, detailed, exact)
+        return cls(step, digest, room, missing, scales, detailed, exact, nonfinite)
 
 
 def _flag_bytes(num_tensors: int) -> int:

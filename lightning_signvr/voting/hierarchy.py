@@ -31,7 +31,8 @@ from lightning_signvr.voting.nodes import Nodes
 from lightning_signvr.voting.pending import wait
 from lightning_signvr.voting.rules import zero_stream
 
-_WORDS = 2  # int32 behind the numbers: the step, and whether details are asked for
+# int32 behind the numbers: the step, whether details are asked for, and whether a gradient is not finite
+_WORDS = 3
 _OTHER_STEP = 1 << 31  # makes a step that no rank is at
 _COUNTS = 5  # int64 in front of a slice's outcome: whether it has undecided coordinates, and the counts
 
@@ -53,6 +54,11 @@ class NodeBallot(Ballot):
         self._largest = max(self._row(bucket) for bucket in self._buckets) * nodes.workers
         self._received = torch.empty(self._largest, device=self._device)
         self._parted: dict[int, str] = {}
+
+    @property
+    @override
+    def workers_per_voter(self) -> int:
+        return self._nodes.workers
 
     @property
     @override
@@ -124,7 +130,7 @@ class NodeBallot(Ballot):
     @override
     def _send(self, number: int) -> None:
         terms, own = self._terms, self._own_buckets[number]
-        total = self._add_up(number)
+        total, nonfinite = self._add_up(number)
         numbers = 8 * own.size
         with terms.traffic.timed("pack"):
             bucket = self._buckets[number]
@@ -134,20 +140,24 @@ class NodeBallot(Ballot):
             abstaining = self._pack_slice(total[:numbers], negative, own, missing)
         if number in self._parted:  # so that the other nodes are told too
             terms = replace(terms, step=terms.step ^ _OTHER_STEP)
-        self._exchanges[number].send(Ballots(negative, abstaining, missing, None), terms)
+        self._exchanges[number].send(Ballots(negative, abstaining, missing, None, nonfinite), terms)
 
-    def _add_up(self, number: int) -> Tensor:
-        """The node's directions on the own slice, and how many workers have one of each tensor."""
-        nodes, terms, stage = self._nodes, self._terms, self._stage(number)
+    def _add_up(self, number: int) -> tuple[Tensor, int]:
+        """The node's directions on the own slice, and how many workers have one of each tensor.
+
+        And a bit for each worker whose gradients of the bucket are not finite.
+        """
+        nodes, terms, stage, bucket = self._nodes, self._terms, self._stage(number), self._buckets[number]
         words = stage[:, -_WORDS:].view(torch.int32)
         words[:, 0], words[:, 1] = terms.step & 0x7FFFFFFF, terms.detailed
+        words[:, 2] = any(self._nonfinite[bucket.first : bucket.last])
         received = self._received[: stage.numel()].view(stage.shape)
         with terms.traffic.timed("node_all_to_all"), terms.traffic.inside_node():
             wait(terms.traffic.all_to_all(received, stage, nodes.inside))
             self._free.append(self._stages.pop(number))
             theirs = received[:, -_WORDS:].view(torch.int32).tolist()
-            if any(each != theirs[0] for each in theirs):
-                steps = ", ".join(str(step) for step, _ in theirs)
+            if any(each[:2] != theirs[0][:2] for each in theirs):
+                steps = ", ".join(str(step) for step, *_ in theirs)
                 self._parted[number] = (
                     f"the workers of node {nodes.index} are at steps {steps}, or only some ask for details: "
                     "all ranks must call optimizer.step() equally often and use the same callbacks; was a "
@@ -156,7 +166,7 @@ class NodeBallot(Ballot):
             total = received[0]
             for row in received[1:]:
                 total[:-_WORDS] += row[:-_WORDS]
-        return total
+        return total, sum((worker[2] != 0) << place for place, worker in enumerate(theirs))
 
     def _pack_slice(self, total: Tensor, negative: Tensor, own: Bucket, missing: list[bool]) -> Tensor | None:
         """The node's votes on a slice; where it abstains, None for nowhere."""
@@ -228,7 +238,8 @@ class NodeBallot(Ballot):
                 self._present[index] |= flag
             details = row[row.size - numbers :]
             looks = VoteDetails.from_numbers(details, tensors, self._workers) if numbers else None
-            self._outcomes.append(Outcome(flags, Counts(*row[1:_COUNTS].tolist()), details=looks))
+            counts = Counts(*row[1:_COUNTS].tolist())
+            self._outcomes.append(Outcome(flags, counts, details=looks, nonfinite=outcome.nonfinite))
 
     def _share_undecided(self, bucket: Bucket, undecided: Tensor | None, anywhere: bool) -> None:
         if not anywhere:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_signvr.signs import Direction, Recipe, check_signable
+from lightning_signvr.signs import Recipe, check_signable
 from lightning_signvr.voting.ballot_box import BallotBox
 from lightning_signvr.voting.buckets import check_bucket_parameters
 from lightning_signvr.voting.decisions import ByMajority, Decision
@@ -16,7 +17,16 @@ from lightning_signvr.voting.exchange import Outcome, Terms
 from lightning_signvr.voting.group import world
 from lightning_signvr.voting.layout import Layout, common_device
 from lightning_signvr.voting.nodes import VOTERS, Voters, check_voters
+from lightning_signvr.voting.nonfinite import (
+    NONFINITE_RULES,
+    MaybeDirection,
+    Nonfinite,
+    NonfiniteRanks,
+    NotFinite,
+    check_limit,
+)
 from lightning_signvr.voting.open_vote import OpenVote
+from lightning_signvr.voting.pending import wait
 from lightning_signvr.voting.result import VotedSigns
 from lightning_signvr.voting.rules import (
     TIE_RULES,
@@ -28,6 +38,12 @@ from lightning_signvr.voting.rules import (
 )
 from lightning_signvr.voting.topology import TOPOLOGIES, Topology
 from lightning_signvr.voting.traffic import Traffic
+
+_CONSEQUENCES: dict[Nonfinite, str] = {
+    "abstain": "it does not vote on those tensors",
+    "skip": "all workers leave out the step",
+    "raise": "all workers stop",
+}
 
 
 class MajorityVote:
@@ -62,6 +78,14 @@ class MajorityVote:
             of the mean of their directions. See :mod:`lightning_signvr.voting.hierarchy`.
         workers_per_node: with ``voters="node"``; None for what torchrun says, or else for what the names of
             the hosts tell. The ranks of a node must follow each other.
+        nonfinite: what happens where a worker's gradient has NaN or inf, in a step of an optimizer.
+            ``"abstain"``: the worker does not vote on that tensor and keeps its estimate of it as it was; the
+            others go on. ``"skip"``: all workers leave out the step. ``"raise"``: all raise an error. The
+            last two cost a round trip in every step, for asking, and exclude ``overlap``.
+        nonfinite_limit: steps in a row after which a worker without finite gradients is an error on all
+            workers; None for no limit.
+        verify: whether a CRC-32 of whatever is sent travels beside it. What was damaged on the way is then an
+            error that names the sender. It costs a second, small collective for each one, and time.
 
     Attributes:
         exchange_group: the process group that carries the votes: ``process_group``, or one of the same ranks
@@ -71,6 +95,7 @@ class MajorityVote:
         last: what the last vote decided (overwritten in place by the next one), or None.
         detailed: whether votes are looked at closely, for :attr:`VotedSigns.details`; a step that does
             so must do it on all ranks. It costs time, and some bytes per tensor and worker.
+        nonfinite_ranks: who has had no finite gradients lately, and for how long.
 
     Raises:
         ValueError: an unknown rule or topology, a number out of range, a group that this rank is not in,
@@ -95,6 +120,9 @@ class MajorityVote:
         bucket_parameters: int | None = None,
         voters: Voters = "worker",
         workers_per_node: int | None = None,
+        nonfinite: Nonfinite = "abstain",
+        nonfinite_limit: int | None = 50,
+        verify: bool = False,
     ) -> None:
         check_rule("ties", ties, TIE_RULES)
         check_rule("zeros", zeros, ZERO_RULES)
@@ -103,6 +131,8 @@ class MajorityVote:
         check_bucket_parameters(bucket_parameters)
         check_rule("voters", voters, VOTERS)
         check_voters(voters, workers_per_node)
+        check_rule("nonfinite", nonfinite, NONFINITE_RULES)
+        check_limit(nonfinite_limit)
         if voters == "node" and not self.nodes_can_vote:
             raise ValueError(
                 f'voters="node" needs a majority, and {type(self).__name__} makes something else of the '
@@ -117,9 +147,11 @@ class MajorityVote:
         self.bucket_parameters = bucket_parameters
         self.voters: Voters = voters
         self.workers_per_node = workers_per_node
+        self.nonfinite: Nonfinite = nonfinite
+        self.nonfinite_ranks = NonfiniteRanks(nonfinite_limit, _CONSEQUENCES[nonfinite])
         self.exchange_group = process_group
         self.step = 0
-        self.traffic = Traffic()
+        self.traffic = Traffic(verify=verify)
         self.last: VotedSigns | None = None
         self.detailed = False
         self._details_requested = False
@@ -159,7 +191,7 @@ class MajorityVote:
 
     def __call__(
         self,
-        directions: Iterable[Direction | None],
+        directions: Iterable[MaybeDirection],
         like: Sequence[Tensor] | None = None,
         scales: Sequence[float] | None = None,
     ) -> VotedSigns:
@@ -184,7 +216,7 @@ class MajorityVote:
         """
         return self._vote(directions, like, scales, self._decision)
 
-    def stream(self, directions: Iterable[Direction | None], like: Sequence[Tensor]) -> VotedSigns:
+    def stream(self, directions: Iterable[MaybeDirection], like: Sequence[Tensor]) -> VotedSigns:
         """:meth:`__call__` that returns when all directions are packed, with the outcome still to come.
 
         Follow :meth:`VotedSigns.arrivals` to its end before anything else is asked of the votes.
@@ -203,6 +235,38 @@ class MajorityVote:
         """
         return self._open(like, None, self._decision, backwards)
 
+    def may_step(self, finite: bool, device: torch.device) -> bool:
+        """Ask all workers whether their gradients are finite, before a step; a collective.
+
+        Only with ``nonfinite="skip"`` and ``"raise"``: abstentions are told in the vote itself.
+
+        Args:
+            finite: whether this worker's are.
+            device: of tensors that the process group can exchange.
+
+        Returns:
+            Whether all are. If not, leave out the step.
+
+        Raises:
+            RuntimeError: some are not, with ``"raise"``; or for too many steps in a row.
+        """
+        flags = torch.tensor([not finite], dtype=torch.uint8, device=device)
+        if self.workers > 1:
+            self.traffic.purpose = f"asking for gradients that are not finite before step {self.step}"
+            everyones = flags.new_empty(self.workers, 1)
+            wait(self.traffic.all_gather(everyones, flags, self.process_group))
+            flags = everyones
+        ranks = flags.view(-1).nonzero().view(-1).tolist()
+        self.nonfinite_ranks.note(self.step, ranks, speaks=self.rank == 0)
+        if ranks and self.nonfinite == "raise":
+            names = ", ".join(f"rank {rank}" for rank in ranks)
+            raise RuntimeError(
+                f"{names}: NaN or inf in the gradients of step {self.step}; nothing was changed by it. Look "
+                'at the data, lower the learning rate or clip gradients, or train with nonfinite="abstain"'
+            )
+        self.nonfinite_ranks.check()
+        return not ranks
+
     def request_details(self) -> None:
         """Look closely at the next vote that begins; all ranks must ask for it."""
         self._details_requested = True
@@ -214,7 +278,7 @@ class MajorityVote:
 
     def _vote(
         self,
-        directions: Iterable[Direction | None],
+        directions: Iterable[MaybeDirection],
         like: Sequence[Tensor] | None,
         scales: Sequence[float] | None,
         decision: Decision,
@@ -222,7 +286,9 @@ class MajorityVote:
         if like is None:
             directions = list(directions)
             like = [
-                each.state if isinstance(each, Recipe) else each for each in directions if each is not None
+                each.state if isinstance(each, Recipe) else each
+                for each in directions
+                if not (each is None or isinstance(each, NotFinite))
             ]
             if len(like) < len(directions):
                 raise ValueError(
@@ -249,6 +315,7 @@ class MajorityVote:
             )
         layout, shapes, device = Layout.of(like), [tensor.shape for tensor in like], common_device(like)
         extras = (scales is not None, decision.scaled_answer)
+        self.nonfinite_ranks.check()
         self.traffic.purpose = f"the vote of step {self.step} on {len(shapes)} tensors"
         ballot = self._box.get(layout, shapes, extras, device, decision.splits and not any(extras), backwards)
         detailed, self._details_requested = self.detailed or self._details_requested, False
@@ -257,6 +324,7 @@ class MajorityVote:
 
     def _end(self, votes: VotedSigns) -> None:
         """An open vote has come to its end."""
+        self.nonfinite_ranks.note(self.step, votes.nonfinite, speaks=self.rank == 0)
         self.last = votes
         self.step += 1
         self.traffic.votes += 1
@@ -268,5 +336,16 @@ class MajorityVote:
     @property
     def rules(self) -> tuple[object, ...]:
         """All that the ranks must agree on, but for what they vote on."""
-        how = (self.topology, self.bucket_parameters, self.voters, self.workers_per_node)
-        return (type(self).__name__, self.ties, self.zeros, self.seed, *how)
+        return (
+            type(self).__name__,
+            self.ties,
+            self.zeros,
+            self.seed,
+            self.topology,
+            self.bucket_parameters,
+            self.voters,
+            self.workers_per_node,
+            self.nonfinite,
+            self.nonfinite_ranks.limit,
+            self.traffic.verify,
+        )

@@ -20,6 +20,7 @@ from lightning_signvr.voting.traffic import Traffic
 Voters = Literal["worker", "node"]
 VOTERS: Sequence[str] = get_args(Voters)
 
+_MOST = 64  # bits in a header that speak of workers
 _NAME = 64  # bytes of a host's name, as many as Linux allows
 
 
@@ -76,6 +77,8 @@ def find_nodes(
             f'voters="node" needs equally many workers on each node, and {workers} workers are no multiple '
             f'of workers_per_node={per_node}: start as many on each, or use voters="worker"'
         )
+    if per_node > _MOST:
+        raise ValueError(f'voters="node" takes up to {_MOST} workers on a node, got {per_node}')
     if per_node == 1:
         return None
     parent = dist.group.WORLD if group is None else group

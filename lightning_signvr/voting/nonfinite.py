@@ -6,6 +6,8 @@ import logging
 from collections.abc import Collection, Sequence
 from typing import Final, Literal, get_args
 
+from lightning_signvr.signs import Direction
+
 log = logging.getLogger(__name__)
 
 Nonfinite = Literal["abstain", "skip", "raise"]
@@ -21,6 +23,9 @@ class NotFinite:
 
 NOT_FINITE: Final = NotFinite()
 """Stands for a direction that a worker cannot give, as its gradient has NaN or inf."""
+
+MaybeDirection = Direction | NotFinite | None
+"""What a worker has to say about a tensor; None for nothing."""
 
 
 def check_limit(limit: int | None) -> None:
@@ -46,6 +51,7 @@ class NonfiniteRanks:
         consequence: what such a rank does, for the log.
 
     Attributes:
+        limit: as given.
         in_a_row: by rank, for those of the last step.
 
     Example:
@@ -57,7 +63,7 @@ class NonfiniteRanks:
     """
 
     def __init__(self, limit: int | None, consequence: str) -> None:
-        self._limit, self._consequence = limit, consequence
+        self.limit, self._consequence = limit, consequence
         self.in_a_row: dict[int, int] = {}
         self._last_step = 0
 
@@ -89,7 +95,7 @@ class NonfiniteRanks:
             RuntimeError: it is.
         """
         for rank, steps in sorted(self.in_a_row.items()):
-            if self._limit is not None and steps >= self._limit:
+            if self.limit is not None and steps >= self.limit:
                 raise RuntimeError(
                     f"rank {rank} had NaN or inf in its gradients in {steps} steps in a row, the last one "
                     f"step {self._last_step}: look at that worker's data and machine, or lower the learning "

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from lightning_signvr.signs import Counts, Direction
+from lightning_signvr.signs import Counts
 from lightning_signvr.voting.ballot import Ballot
 from lightning_signvr.voting.exchange import Terms
 from lightning_signvr.voting.layout import Layout
+from lightning_signvr.voting.nonfinite import MaybeDirection
 from lightning_signvr.voting.result import VotedSigns
 
 if TYPE_CHECKING:
@@ -48,9 +49,10 @@ class OpenVote:
         self._fields: dict[str, Any] = {"layout": layout, "shapes": shapes, "workers": ballot.voters}
         ballot.open(terms)
 
-    def put(self, index: int, direction: Direction | None) -> None:
+    def put(self, index: int, direction: MaybeDirection) -> None:
         """Vote on tensor ``index`` with the signs of ``direction``; None where there is nothing to say.
 
+        :data:`~lightning_signvr.voting.nonfinite.NOT_FINITE` where NaN or inf stand against it.
         It must not change before :meth:`close`.
 
         Raises:
@@ -94,7 +96,7 @@ class OpenVote:
         self._vote._end(votes)
         return votes
 
-    def collect(self, directions: Iterable[Direction | None]) -> VotedSigns:
+    def collect(self, directions: Iterable[MaybeDirection]) -> VotedSigns:
         """Put them all, each before the next one is asked for, and close."""
         for index, direction in enumerate(directions):
             self.put(index, direction)
@@ -123,6 +125,7 @@ class OpenVote:
             "counts": outcome.counts,
             "scales": outcome.scales,
             "details": outcome.details,
+            "nonfinite": ballot.nonfinite,
         }
 
     def _guarded(self, step: Callable[[], T]) -> T:

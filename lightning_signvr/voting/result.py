@@ -31,6 +31,7 @@ class VotedSigns:
         scales: float32, ``[workers, tensors]``, the numbers that the workers sent with their votes; None
             for none.
         details: a closer look, where the vote's ``detailed`` was set; None otherwise.
+        nonfinite: the ranks that did not vote on some tensor, as their gradient of it has NaN or inf.
     """
 
     layout: Layout
@@ -42,6 +43,7 @@ class VotedSigns:
     workers: int
     scales: Tensor | None = None
     details: VoteDetails | None = None
+    nonfinite: Sequence[int] = ()
     _arrivals: Iterator[Sequence[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def arrivals(self) -> Iterator[int]:

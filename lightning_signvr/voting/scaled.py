@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_signvr.signs import Direction
 from lightning_signvr.voting.averaging import average_at_owners
 from lightning_signvr.voting.decisions import ByScaledMean, Server
 from lightning_signvr.voting.exchange import Outcome
 from lightning_signvr.voting.majority import MajorityVote
+from lightning_signvr.voting.nonfinite import MaybeDirection
 from lightning_signvr.voting.result import VotedScaledSigns, VotedSigns
 
 
@@ -47,7 +47,7 @@ class ScaledMeanVote(MajorityVote):
 
     def cast(
         self,
-        directions: Iterable[Direction | None],
+        directions: Iterable[MaybeDirection],
         scales: Sequence[float],
         server: Server,
         like: Sequence[Tensor] | None = None,

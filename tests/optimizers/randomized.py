@@ -118,11 +118,11 @@ def check_resumes(make: Make, options: dict[str, Any], folder: Path) -> None:
 
 
 def check_unused_stay(make: Make, options: dict[str, Any]) -> None:
-    """Coordinates with a gradient of 0 or NaN, parameters without one, and empty ones."""
+    """Coordinates with a gradient of 0, parameters without one, and empty ones."""
     used, unused, empty = (nn.Parameter(torch.zeros(size)) for size in (4, 3, 0))
     optimizer = make([used, unused, empty], 1.0, **options)
     for _ in range(20):
-        used.grad = torch.tensor([1.0, 0.0, -0.0, float("nan")])
+        used.grad = torch.tensor([1.0, 0.0, -0.0, 0.0])
         empty.grad = torch.zeros(0)
         with torch.no_grad():
             optimizer.step()

@@ -19,10 +19,10 @@ SHAPES = [(7, 5), (13,), (1,), (4, 3, 3)]
 
 
 def gradients(rank: int, step: int) -> list[Tensor]:
-    """Multiples of 1/8 with exact zeros and NaNs; differ between workers, and so do the ties."""
+    """Multiples of 1/8 with exact zeros and a NaN; differ between workers, and so do the ties."""
     generator = torch.Generator().manual_seed(1000 * rank + step)
     result = [torch.randint(-8, 9, shape, generator=generator) / 8 for shape in SHAPES]
-    if step == 20:
+    if step == 20 + rank:
         result[1][3] = float("nan")
     return result
 
@@ -43,7 +43,10 @@ def train(rank: int, name: str, same_data: bool) -> list[Tensor]:
 
 
 def formula(name: str, workers: int) -> list[Tensor]:
-    """``m <- m / 2 + g / 2`` for each worker; ``x <- x - lr (sign(sum of signs) + wd x)``."""
+    """``m <- m / 2 + g / 2`` for each worker; ``x <- x - lr (sign(sum of signs) + wd x)``.
+
+    A worker with a NaN leaves out both.
+    """
     weights = [torch.full(shape, 0.5) for shape in SHAPES]
     averages = [[torch.zeros(shape) for shape in SHAPES] for _ in range(workers)]
     for step in range(STEPS):
@@ -51,9 +54,11 @@ def formula(name: str, workers: int) -> list[Tensor]:
             total, voters = torch.zeros_like(weight), torch.zeros_like(weight)
             for rank in range(workers):
                 gradient = gradients(rank, step)[index]
+                if gradient.isnan().any():
+                    continue
                 if name == "Signum":
                     gradient = averages[rank][index] = averages[rank][index] * 0.5 + gradient * 0.5
-                sign = gradient.sign().nan_to_num(0.0)
+                sign = gradient.sign()
                 total += sign
                 voters += sign.abs()
             vote = torch.where((total == 0) & (voters > 0), 1.0, total.sign())

@@ -73,11 +73,11 @@ def test_signum_without_momentum_is_signsgd() -> None:
 
 
 @pytest.mark.parametrize("make", [SignSGD, Signum])
-def test_zero_and_nan_gradients_do_not_move_a_parameter(make: Callable[..., SignOptimizer]) -> None:
-    weight = nn.Parameter(torch.ones(4))
-    weight.grad = torch.tensor([0.0, -0.0, float("nan"), 1e-40])
+def test_zero_gradients_do_not_move_a_parameter(make: Callable[..., SignOptimizer]) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.tensor([0.0, -0.0, 1e-40])
     make([weight], lr=0.5).step()
-    assert weight.tolist() == [1.0, 1.0, 1.0, 0.5]
+    assert weight.tolist() == [1.0, 1.0, 0.5]
 
 
 def test_signsgd_sits_on_the_median_of_the_data() -> None:

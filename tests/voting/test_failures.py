@@ -49,7 +49,14 @@ def failure(workers: int, victim: int, how: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "victim", "how"),
-    [(3, 2, "killed"), (3, 0, "killed"), (2, 1, "killed"), (4, 1, "stopped"), (3, 1, "stuck"), (3, 0, "raises")],
+    [
+        (3, 2, "killed"),
+        (3, 0, "killed"),
+        (2, 1, "killed"),
+        (4, 1, "stopped"),
+        (3, 1, "stuck"),
+        (3, 0, "raises"),
+    ],
 )
 def test_a_missing_rank_is_named(workers: int, victim: int, how: str) -> None:
     message = failure(workers, victim, how)

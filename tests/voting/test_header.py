@@ -25,13 +25,20 @@ def result_or_complaint(read):
         return str(error)
 
 
-@given(words, words, rooms, flags)
-def test_ballot_header_round_trip(step, digest, room, missing):
-    header = BallotHeader(step, digest, room, missing)
+@given(words, words, rooms, flags, st.integers(0, 2**8 - 1))
+def test_ballot_header_round_trip(step, digest, room, missing, nonfinite):
+    header = BallotHeader(step, digest, room, missing, nonfinite=nonfinite)
     data = header.to_bytes()
     assert len(data) == BallotHeader.size(len(missing))
     assert len(data) % 8 == 0
-    assert BallotHeader.from_bytes(data, len(missing), 0, step, digest, 2**43) == header
+    assert BallotHeader.from_bytes(data, len(missing), 0, step, digest, 2**43, workers=8) == header
+
+
+@pytest.mark.parametrize(("workers", "nonfinite"), [(1, 2), (4, 16), (4, 2**63)])
+def test_workers_that_are_not_there_are_refused(workers, nonfinite):
+    data = BallotHeader(7, 5, 0, [True], nonfinite=nonfinite).to_bytes()
+    with pytest.raises(RuntimeError, match="rank 2 speaks of workers that it does not have"):
+        BallotHeader.from_bytes(data, 1, 2, 7, 5, 64, workers=workers)
 
 
 @given(counts, rooms)
@@ -85,7 +92,7 @@ def test_all_ranks_send_exact_numbers_or_none(exact, detailed):
         BallotHeader.from_bytes(header.to_bytes(), *read, not exact)
 
 
-@given(st.integers(0, 191), flags)
+@given(st.integers(0, 255), flags)
 def test_a_flipped_bit_in_front_is_found_unless_it_is_a_possible_room(bit, missing):
     good = BallotHeader(7, 2**63 + 5, 16, missing)
     data = bytearray(good.to_bytes())
@@ -96,10 +103,10 @@ def test_a_flipped_bit_in_front_is_found_unless_it_is_a_possible_room(bit, missi
     if isinstance(read, str):
         assert read.startswith("rank 3 ")
     else:
-        assert read in [replace(good, room=room) for room in (0, 24, 48)]
+        assert read in [*(replace(good, room=room) for room in (0, 24, 48)), replace(good, nonfinite=1)]
 
 
-@given(st.binary(min_size=32, max_size=32))
+@given(st.binary(min_size=BallotHeader.size(10), max_size=BallotHeader.size(10)))
 def test_garbage_is_no_ballot(data):
     with pytest.raises(RuntimeError, match=r"^rank 1 sent something that is not a sign vote"):
         BallotHeader.from_bytes(data, 10, 1, 0, 0, 64)
@@ -131,7 +138,7 @@ def test_counts_that_would_not_add_up_in_64_bits_are_refused(counts):
 
 @pytest.mark.parametrize("length", [0, 5, 31, 33])
 def test_headers_of_another_length_are_refused(length):
-    with pytest.raises(RuntimeError, match=rf"^rank 2 sent a header of {length} bytes, where 32 belong"):
+    with pytest.raises(RuntimeError, match=rf"^rank 2 sent a header of {length} bytes, where 40 belong"):
         BallotHeader.from_bytes(bytes(length), 1, 2, 0, 0, 64)
     with pytest.raises(RuntimeError, match=rf"^rank 2 sent a header of {length} bytes, where 40 belong"):
         OutcomeHeader.from_bytes(bytes(length), 2, 64)
