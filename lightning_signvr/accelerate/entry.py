@@ -18,7 +18,7 @@ from lightning_signvr.module_state import average_buffers
 from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.optimizers.resizing import OnResize, check_on_resize
 from lightning_signvr.replay import Replay
-from lightning_signvr.voting import MajorityVote, TieRule, Voters, ZeroRule
+from lightning_signvr.voting import MajorityVote, Nonfinite, TieRule, Voters, ZeroRule
 
 
 def sign_vote(
@@ -28,6 +28,9 @@ def sign_vote(
     seed: int = 0,
     voters: Voters = "worker",
     workers_per_node: int | None = None,
+    nonfinite: Nonfinite = "abstain",
+    nonfinite_limit: int | None = 50,
+    verify: bool = False,
     on_resize: OnResize = "error",
 ) -> SignVote:
     """Make what ``accelerator`` prepares from now on train with one bit per parameter in each direction.
@@ -47,7 +50,7 @@ def sign_vote(
 
     Args:
         accelerator: one that has not prepared a model or an optimizer yet.
-        ties, zeros, seed, voters, workers_per_node: of the vote, see
+        ties, zeros, seed, voters, workers_per_node, nonfinite, nonfinite_limit, verify: of the vote, see
             :class:`~lightning_signvr.voting.MajorityVote`; used for every optimizer that was not given a vote
             of its own.
         on_resize: what ``load_state`` does with a checkpoint of another number of workers. ``"error"``:
@@ -84,6 +87,9 @@ def sign_vote(
         "seed": seed,
         "voters": voters,
         "workers_per_node": workers_per_node,
+        "nonfinite": nonfinite,
+        "nonfinite_limit": nonfinite_limit,
+        "verify": verify,
     }
     MajorityVote(**rules)  # raises on bad rules before anything starts
     destroy_process_group_at_exit()

@@ -201,6 +201,11 @@ class AnchoredOptimizer(SignOptimizer):
             )
 
     @override
+    def gradients(self, parameter: Tensor) -> list[Tensor]:
+        elsewhere = [gradients[parameter] for gradients in self._gradients.values() if parameter in gradients]
+        return [*super().gradients(parameter), *elsewhere]
+
+    @override
     def gradients_elsewhere(self, parameter: Tensor) -> dict[str, Tensor]:
         assert parameter.grad is not None
         elsewhere = {}
