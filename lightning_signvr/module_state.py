@@ -28,7 +28,8 @@ def average_buffers(module: nn.Module) -> None:
     """Replace floating-point buffers (BatchNorm's statistics) by their mean over the ranks; a collective.
 
     The mean is rank 0's value plus the mean difference from it, so that values that are the same
-    everywhere, infinities among them, stay as they are to the last bit.
+    everywhere stay as they are to the last bit. NaN and inf of a rank whose batch had some are left out of
+    it; where no rank has a finite value, rank 0's is taken.
     """
     if _alone():
         return
@@ -36,10 +37,12 @@ def average_buffers(module: nn.Module) -> None:
     if not buffers:
         return
     mine = torch.cat([buffer.detach().double().reshape(-1) for buffer in buffers])
-    reference = mine.clone()
-    dist.broadcast(reference, src=0)
-    difference = torch.where(mine == reference, 0.0, mine - reference)
-    dist.all_reduce(difference)
-    means = reference + difference / dist.get_world_size()
+    first = mine.clone()
+    dist.broadcast(first, src=0)
+    reference, finite = first.nan_to_num(0.0, 0.0, 0.0), mine.isfinite()
+    sums = torch.stack([torch.where(finite, mine - reference, 0.0), finite.double()])
+    dist.all_reduce(sums)
+    differences, ranks = sums
+    means = torch.where(ranks > 0, reference + differences / ranks, first)
     for buffer, mean in zip(buffers, torch.split(means, [buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(mean.view(buffer.shape))
