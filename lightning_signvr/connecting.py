@@ -134,11 +134,11 @@ def _place() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def share_overflows(precision: Any) -> None:
+def share_overflows(precision: Any, nonfinite_limit: int | None) -> None:
     """Make the workers agree on which steps of ``precision="16-mixed"`` to skip."""
     scaler = getattr(precision, "scaler", None)
     if scaler is not None and not isinstance(scaler, SharedGradScaler):  # unscales at anchors too
-        precision.scaler = SharedGradScaler.like(scaler)
+        precision.scaler = SharedGradScaler.like(scaler, nonfinite_limit=nonfinite_limit)
 
 
 @cache

@@ -110,7 +110,7 @@ class SignVote:
         self._rules = rules
         self._connections: list[Connection] = []
         self._loaded: list[dict[str, Any]] = []
-        share_overflows(accelerator)
+        share_overflows(accelerator, rules["nonfinite_limit"])
         accelerator.register_save_state_pre_hook(lambda models, weights, folder: self.write_states(folder))
         accelerator.register_load_state_pre_hook(lambda models, folder: self.read_states(folder))
         accelerator.sign_vote = self

@@ -24,6 +24,7 @@ from typing_extensions import override
 from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.optimizers.gathering import trained_parameters
 from lightning_signvr.replay import Surroundings
+from lightning_signvr.signs.finite import is_finite
 from lightning_signvr.strategies.replaying import ReplayMixin
 
 
@@ -105,7 +106,8 @@ class DataPass(Callback, ABC):
                     if parameter.grad is not None:
                         parameter.grad.mul_(1 - samples / total)
                 strategy.add_gradient(on_device, number, samples / total)
-            _unscale(parameters, getattr(trainer.precision_plugin, "scaler", None))
+            names: dict[Tensor, str] = {value: name for name, value in module.named_parameters()}
+            _unscale(parameters, getattr(trainer.precision_plugin, "scaler", None), names)
         finally:
             before.restore()
 
@@ -156,14 +158,16 @@ class DataPass(Callback, ABC):
         )
 
 
-def _unscale(parameters: Sequence[Tensor], scaler: Any) -> None:
+def _unscale(parameters: Sequence[Tensor], scaler: Any, names: dict[Tensor, str]) -> None:
     """Divide the gradients by the loss scale."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if scaler is not None:
-        for gradient in gradients:
-            gradient.div_(scaler.get_scale())
-    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
-        raise RuntimeError(
-            "the mean gradient over the training data is not finite: lower the GradScaler's init_scale, "
-            'train with precision="bf16-mixed", or look for NaN in the data'
-        )
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if scaler is not None:
+            parameter.grad.div_(scaler.get_scale())
+        if not is_finite(parameter.grad):
+            raise RuntimeError(
+                f"the mean gradient of {names.get(parameter, 'a parameter')} over the training data is not "
+                "finite: look for NaN in this worker's data; with float16 lower the GradScaler's init_scale "
+                'or train with precision="bf16-mixed"'
+            )

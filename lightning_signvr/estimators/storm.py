@@ -11,6 +11,7 @@ from lightning_signvr.estimators.base import PREVIOUS
 from lightning_signvr.estimators.last_gradient import LAST_GRADIENT, remember_gradient
 from lightning_signvr.estimators.momentum import state_dtype
 from lightning_signvr.signs import CorrectedAverage, MovingAverage, Recipe, Recursive
+from lightning_signvr.signs.recipes import computed
 
 
 def correction_now(group: dict[str, Any]) -> float:
@@ -42,9 +43,7 @@ class Storm:
         group: dict[str, Any],
         at: Mapping[str, Tensor],
     ) -> Tensor:
-        direction = self._direction(gradient, state, group, at)
-        if isinstance(direction, Recipe):
-            direction = direction.compute_()
+        direction = computed(self._direction(gradient, state, group, at))
         if group["previous"] == "last_batch":
             remember_gradient(gradient, state)
         return direction

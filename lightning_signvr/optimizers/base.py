@@ -282,11 +282,9 @@ class SignOptimizer(Optimizer):
         """
         loss: float | None = self.evaluate(closure)
         self.vote.step = self.param_groups[0]["step"]
+        self._check_gradients()  # before any state changes
         pairs = trained(self)
         parameters, groups = [parameter for parameter, _ in pairs], [group for _, group in pairs]
-        for index, parameter in enumerate(parameters):
-            if parameter.grad is not None:  # before any state changes
-                check_signable(parameter.grad, f"the gradient of tensor {index}")
         if not self._may_step(parameters):
             return loss
         votes = self.cast(parameters, groups)
@@ -304,6 +302,12 @@ class SignOptimizer(Optimizer):
         for group in self.param_groups:
             group["step"] += 1
         return loss
+
+    def _check_gradients(self) -> None:
+        for number, group in enumerate(self.param_groups):
+            for position, parameter in enumerate(group["params"]):
+                if parameter.requires_grad and parameter.grad is not None:
+                    check_signable(parameter.grad, f"the gradient of parameter {position} of group {number}")
 
     def _may_step(self, parameters: Sequence[Tensor]) -> bool:
         """Whether the step is to be taken; a collective where a worker's NaN or inf stops all."""

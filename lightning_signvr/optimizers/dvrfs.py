@@ -123,7 +123,8 @@ class DVRQFS(ScaledSignAnswer, DVRSignFS):
 
     Cost: ``O(M + a sqrt(M) / eps^2)`` gradients in all until ``E||grad f||_2 <= eps``, for batches of one
     sample, ``period = m`` and ``lr = 1 / (2 L a (1 + sqrt((period - 1) / n)))``; the letters are those of
-    :class:`DVRSignFS`, and so are the caveats.
+    :class:`DVRSignFS`, and so are the caveats. It is not robust to hostile workers: a large scale outvotes
+    the others, and a snapshot is a mean.
 
     Per parameter: as :class:`DVRSignFS`, and a float32 per tensor and owner down. ``x_{t-1}`` is always kept
     as it is.

@@ -21,7 +21,7 @@ class EFLion(ErrorFeedbackOptimizer):
     ``z`` is kept by the owner of each shard: Lion (Chen et al., 2023; distributed: arXiv 2404.00438) at the
     owner. A composition of this project; no theorem is claimed.
 
-    Costs and caveats as :class:`EFSignum`'s.
+    It is not robust to hostile workers: a large scale outvotes the others. Costs as :class:`EFSignum`'s.
 
     Args:
         params: parameters or groups.

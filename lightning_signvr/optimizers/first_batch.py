@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing_extensions import override
 
 from lightning_signvr.estimators import FULL_GRADIENT
-from lightning_signvr.optimizers.gathering import gathered_gradients, trained_parameters
+from lightning_signvr.optimizers.gathering import check_finite, gathered_gradients, trained_parameters
 from lightning_signvr.optimizers.given_gradient import GivenGradientOptimizer
 
 
@@ -35,7 +35,7 @@ class FirstBatchOptimizer(GivenGradientOptimizer):
         first step's own gradient. ``.grad`` is put back at the end; if the block raises, nothing is kept.
 
         Raises:
-            RuntimeError: steps were made already, or the block computes no gradient.
+            RuntimeError: steps were made already, the block computes no gradient, or one that is not finite.
         """
         if steps := self.param_groups[0]["step"]:
             raise RuntimeError(
@@ -50,6 +50,7 @@ class FirstBatchOptimizer(GivenGradientOptimizer):
                 "no gradient was computed in the block of large_first_batch(): call backward() in it, on "
                 "losses of the parameters that the optimizer has"
             )
+        check_finite(sums, self, "large_first_batch()")
         self.give_gradients(sums)
 
     @override

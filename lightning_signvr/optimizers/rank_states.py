@@ -39,16 +39,28 @@ def with_rank_states(
 
     Returns:
         A new dict. On ranks other than 0 just a copy.
+
+    Raises:
+        RuntimeError: what a rank sends is no state of such an optimizer.
     """
     own = state_dict["state"]
     workers, rank = (dist.get_world_size(group), dist.get_rank(group)) if dist.is_initialized() else (1, 0)
     if rank > 0:
         Peer(0, device, group).send([own, checksum(own)])
         return dict(state_dict)
-    received = [Peer(other, device, group).receive() for other in range(1, workers)]
+    parameters = sum(len(group["params"]) for group in state_dict["param_groups"])
+    received = [_received(Peer(other, device, group), parameters) for other in range(1, workers)]
     states, checksums = zip([own, checksum(own)], *received, strict=True)
     everything = {"format": FORMAT, "world_size": workers, "states": list(states)}
     return {**state_dict, KEY: {**everything, "checksums": list(checksums)}}
+
+
+def _received(peer: Peer, parameters: int) -> list[Any]:
+    """A peer's state and its checksum."""
+    sent = peer.receive(parameters)
+    if not (isinstance(sent, list) and [type(part) for part in sent] == [dict, int]):
+        raise peer.refusal("it is not a dict and a checksum")
+    return sent
 
 
 def own_rank_state(

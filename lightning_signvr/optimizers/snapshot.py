@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_signvr.estimators import FULL_GRADIENT, PREVIOUS, SNAPSHOT, state_dtype
 from lightning_signvr.optimizers.anchored import AnchoredOptimizer
 from lightning_signvr.optimizers.checks import check_count
-from lightning_signvr.optimizers.gathering import gathered_gradients, trained_parameters
+from lightning_signvr.optimizers.gathering import check_finite, gathered_gradients, trained_parameters
 
 
 class SnapshotOptimizer(AnchoredOptimizer):
@@ -60,9 +60,13 @@ class SnapshotOptimizer(AnchoredOptimizer):
 
         Their sum must be the *mean* gradient of this worker's data: weight each minibatch by its share.
         ``.grad`` is put back at the end; if the block raises, the old snapshot stays.
+
+        Raises:
+            RuntimeError: a gradient is not finite; the old snapshot stays.
         """
         with gathered_gradients(trained_parameters(self)) as sums:
             yield
+        check_finite(sums, self, "take_snapshot()")
         self.keep_snapshot(sums)
         for group in self.param_groups:
             group["snapshot_step"] = group["step"]

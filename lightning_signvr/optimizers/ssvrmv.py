@@ -76,8 +76,11 @@ class SSVRMV(StochasticSigns, StormOptimizer):
             (the largest maximum, or the root of their mean squares' mean; a worker that had no gradient or
             only zeros is left out), or of the worker's own ``v`` of this step. Each worker's number travels
             in the vote's header. Until a first step has told them, each has its own, which is biased. A lone
-            worker always takes its own. None: True where the policy allows it. A shared radius is not robust
-            to hostile workers: one huge number makes coins of all votes.
+            worker always takes its own. None: True where the policy allows it. Of three workers or more, a
+            number counts as 4 times their median at most: a broken minority can make the radius 4 times as
+            large as an honest one, not more, and the votes that much noisier. That is still not robust to
+            *hostile* workers: their own votes are certain, and beside votes that are almost coins few of them
+            decide. False is the choice where workers may be hostile.
         previous_iterate: how ``x_{t-1}`` is kept. ``"copy"``: as it is. ``"rebuild"``: as the last vote, 1
             bit per parameter, from which it is computed when needed, but for rounding; in 16-bit parameters
             that is as much as a step, so use it for float32.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from lightning_signvr.optimizers.state_trees import bytes_of, mapped
 
 CHUNK = 64 * 1024 * 1024  # bytes per message: what is held beside the tensor itself
+OUTLINE = 64 * 1024  # bytes per parameter that names, dtypes and shapes may take: a tensor takes about 90
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,38 @@ class Peer:
         self._send_bytes(outline)
         mapped(tree, lambda tensor: self._send_bytes(bytes_of(tensor)))
 
-    def receive(self) -> Any:
-        """What the other one sends, in the CPU's memory."""
+    def receive(self, parameters: int) -> Any:
+        """What the other one sends, in the CPU's memory; its sizes are checked before any is taken.
+
+        Args:
+            parameters: how many there are, of whose state it is.
+
+        Raises:
+            RuntimeError: it cannot be read, or is too large to be of so many parameters or for this machine.
+        """
         size = torch.empty(1, dtype=torch.int64)
         self._receive_bytes(bytes_of(size))
+        most = OUTLINE * (1 + parameters)
+        if not 0 < int(size) <= most:
+            raise self.refusal(f"its outline would have {int(size)} bytes, where {most} are plenty")
         outline = torch.empty(int(size), dtype=torch.uint8)
         self._receive_bytes(outline)
-        tree = torch.load(io.BytesIO(outline.numpy().tobytes()), weights_only=True)
+        sizes: list[int] = []
+        try:
+            tree = torch.load(io.BytesIO(outline.numpy().tobytes()), weights_only=True)
+            mapped(tree, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
+        except Exception as error:
+            raise self.refusal(f"its outline cannot be read: {error}") from error
+        if sum(sizes) > memory():
+            raise self.refusal(f"it would have {sum(sizes)} bytes, and this machine has {memory()}")
         return mapped(tree, self._receive_tensor)
+
+    def refusal(self, reason: str) -> RuntimeError:
+        """An error that names the worker."""
+        return RuntimeError(
+            f"rank {self.rank} sends an optimizer state that is refused: {reason}. Run the same program with "
+            "the same version of lightning-signvr on all ranks, and look at that rank's machine"
+        )
 
     def _receive_tensor(self, outline: Tensor) -> Tensor:
         elements = torch.empty(outline.shape, dtype=outline.dtype, device="cpu")
@@ -73,3 +99,11 @@ class Peer:
 def _chunks(data: Tensor) -> Iterator[Tensor]:
     for start in range(0, data.numel(), CHUNK):
         yield data[start : start + CHUNK]
+
+
+def memory() -> int:
+    """Bytes of memory of this machine; 2**40 where it does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 2**40

@@ -82,7 +82,8 @@ class StochasticSigns(RandomizedSigns):
     A group's ``radius`` and ``radius_policy`` give ``R``, see :mod:`lightning_signvr.signs.encoders.radius`.
     With ``shared_radius`` and the policies ``"max"`` and ``"rms"``, each of several workers sends its
     direction's magnitude in the vote's header, a float32 per tensor, and *the next* step's radius is made of
-    all of them, on all workers alike. A lone worker has nothing to share: its radius is of the step itself.
+    all of them, on all workers alike, by ``merged_magnitudes``, which bounds what a broken one
+    can do. A lone worker has nothing to share: its radius is of the step itself.
 
     State: ``shared_magnitude``, a float32 without dimensions and equal on all workers, of the last step in
     which any worker's was not 0; ``running_maximum`` with the policy ``"running"``.

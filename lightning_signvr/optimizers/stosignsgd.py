@@ -44,7 +44,7 @@ class StoSignSGD(StochasticSigns):
         radius_policy: ``"fixed"`` (the papers'), or ``"max"``, ``"rms"``, ``"running"``: see :class:`SSVRMV`.
         weight_decay: decoupled, at least 0.
         shared_radius: whether ``"max"`` and ``"rms"`` are of all workers' last step: see :class:`SSVRMV`,
-            also for why that is not robust to hostile workers.
+            also for what a broken or hostile worker can do to it.
         maximize: move uphill.
         vote: None for :class:`~lightning_signvr.voting.MajorityVote` with its defaults; its seed also
             keys the random signs.

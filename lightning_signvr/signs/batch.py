@@ -10,11 +10,11 @@ from torch import Tensor
 from lightning_signvr.signs.codec import add_signs_, packed_size
 from lightning_signvr.signs.definition import check_signable
 from lightning_signvr.signs.dispatch import kernels_of, triton_kernels
-from lightning_signvr.signs.recipes import Recipe
+from lightning_signvr.signs.recipes import Direction, Recipe, computed, tensor_of
 
 
 def pack_all(
-    directions: Sequence[Tensor | Recipe],
+    directions: Sequence[Direction],
     negative: Tensor,
     offsets: Sequence[int],
     abstaining: Tensor | None = None,
@@ -44,10 +44,10 @@ def pack_all(
     """
     if (abstaining is None) != (found is None):
         raise ValueError("found and abstaining belong together: pass both or none of them")
-    numels = [_result(direction).numel() for direction in directions]
+    numels = [tensor_of(direction).numel() for direction in directions]
     _check_planes({"negative": negative, "abstaining": abstaining}, numels, offsets)
     for index, direction in enumerate(directions):
-        _check_member(_result(direction), f"directions[{index}]", negative.device)
+        _check_member(tensor_of(direction), f"directions[{index}]", negative.device)
     triton = triton_kernels(negative.device)
     alike: dict[Hashable, list[int]] = {}
     for index, direction in enumerate(directions):
@@ -55,7 +55,7 @@ def pack_all(
         if key is not None:
             alike.setdefault(key, []).append(index)
             continue
-        values = direction.compute_() if isinstance(direction, Recipe) else direction
+        values = computed(direction)
         part = slice(offsets[index], offsets[index] + packed_size(numels[index]))
         absent = None if abstaining is None else abstaining[part]
         some = kernels_of(negative.device).pack(values.detach().reshape(-1), negative[part], absent)
@@ -130,10 +130,6 @@ def add_signs_all_(
         )
 
 
-def _result(direction: Tensor | Recipe) -> Tensor:
-    return direction.state if isinstance(direction, Recipe) else direction
-
-
 def _contiguous(*tensors: Tensor | None) -> bool:
     return all(tensor is None or tensor.is_contiguous() for tensor in tensors)
 
@@ -142,7 +138,7 @@ def _alike(first: Tensor, second: Tensor) -> bool:
     return (first.shape, first.dtype, first.device) == (second.shape, second.dtype, second.device)
 
 
-def _kind(direction: Tensor | Recipe) -> Hashable | None:
+def _kind(direction: Direction) -> Hashable | None:
     """The same for directions that one launch can pack; None where a kernel cannot do it."""
     if not isinstance(direction, Recipe):
         return direction.dtype if direction.is_contiguous() else None

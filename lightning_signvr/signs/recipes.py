@@ -90,3 +90,13 @@ class CorrectedAverage(Recipe):
 
 Direction: TypeAlias = Tensor | Recipe
 """What a worker votes with."""
+
+
+def tensor_of(direction: Direction) -> Tensor:
+    """The tensor in which a direction is, or will be."""
+    return direction.state if isinstance(direction, Recipe) else direction
+
+
+def computed(direction: Direction) -> Tensor:
+    """The direction as a tensor; a recipe is used up."""
+    return direction.compute_() if isinstance(direction, Recipe) else direction

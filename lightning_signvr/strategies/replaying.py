@@ -51,9 +51,11 @@ class ReplayMixin(_Base):
 
     Attributes:
         in_replay: whether a second pass is running; a ``training_step`` with side effects may ask.
+        nonfinite_limit: of :class:`~lightning_signvr.amp.SharedGradScaler`.
     """
 
     in_replay: bool = False
+    nonfinite_limit: int | None = 50
     _microbatch: _Microbatch | None = None
 
     # -- automatic optimization -------------------------------------------------------------------
@@ -167,7 +169,7 @@ class ReplayMixin(_Base):
 
     @override
     def setup_precision_plugin(self) -> None:
-        share_overflows(self.precision_plugin)
+        share_overflows(self.precision_plugin, self.nonfinite_limit)
         super().setup_precision_plugin()
         clip_together(self.precision_plugin)
 

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_signvr.signs.finite import is_finite
 from lightning_signvr.voting.decisions import ShardBallots
 from lightning_signvr.voting.pending import wait
 from lightning_signvr.voting.traffic import Traffic
@@ -37,6 +38,7 @@ def average_at_owners(
 
     Raises:
         ValueError: the tensors are not the layout's.
+        RuntimeError: a rank sent NaN or inf, which would stay in the owner's state.
     """
     layout, (workers, shard) = ballots.layout, ballots.votes.shape
     sizes, numels = [None if tensor is None else tensor.numel() for tensor in tensors], layout.numels
@@ -53,6 +55,12 @@ def average_at_owners(
     if workers > 1:
         received = torch.empty_like(sent)
         wait(traffic.all_to_all(received, sent, group))
+    for rank, row in enumerate(received):
+        if not is_finite(row):
+            raise RuntimeError(
+                f"rank {rank} sent a gradient in full precision that has NaN or inf: look at that "
+                "worker's data, or lower the learning rate"
+            )
     mean = received[0].clone()  # lets go of the others
     for row in received[1:]:
         mean += row

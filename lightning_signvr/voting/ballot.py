@@ -1,7 +1,4 @@
-"""One worker's votes on a fixed list of tensors: packed one by one, sent bucket by bucket.
-
-On a GPU they are packed bucket by bucket; see :mod:`lightning_signvr.voting.waiting`.
-"""
+"""One worker's votes on a fixed list of tensors: packed one by one, sent bucket by bucket."""
 
 from __future__ import annotations
 
@@ -14,17 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_signvr.signs import (
-    Counts,
-    Direction,
-    Recipe,
-    check_signable,
-    count_ones,
-    pack_signs,
-    pack_signs_and_abstentions,
-    random_bytes,
-)
+from lightning_signvr.signs import Counts, Direction, check_signable, count_ones
 from lightning_signvr.signs.dispatch import triton_kernels
+from lightning_signvr.signs.recipes import tensor_of
 from lightning_signvr.voting.buckets import Bucket, cut
 from lightning_signvr.voting.buffers import Buffers
 from lightning_signvr.voting.details import VoteDetails
@@ -32,11 +21,11 @@ from lightning_signvr.voting.exchange import Ballots, Exchange, Outcome, Terms
 from lightning_signvr.voting.layout import Layout
 from lightning_signvr.voting.nonfinite import MaybeDirection, NotFinite
 from lightning_signvr.voting.one_phase import OnePhase
+from lightning_signvr.voting.packing import Packer
 from lightning_signvr.voting.pipeline import LANES, Pipeline
-from lightning_signvr.voting.rules import ZeroRule, zero_stream
+from lightning_signvr.voting.rules import ZeroRule
 from lightning_signvr.voting.topology import Route
 from lightning_signvr.voting.two_phase import TwoPhase, sum_of_counts
-from lightning_signvr.voting.waiting import Waiting
 
 _WAYS: dict[Route, type[OnePhase] | type[TwoPhase]] = {"one_phase": OnePhase, "two_phase": TwoPhase}
 
@@ -77,20 +66,16 @@ class Ballot:
     ) -> None:
         self._layout, self._shapes, self._device = layout, shapes, device
         self._rank, self._workers = rank, workers
-        self._zeros, self._seed = zeros, seed
         buckets = cut(layout, workers * self._slices, bucket_parameters)
         self._size = buckets[-1].stop
         self._buckets = buckets[::-1] if backwards else buckets
         self._own_buckets = [self._own(bucket) for bucket in self._buckets]
-        self._negative = torch.zeros(self._size, dtype=torch.uint8, device=device)
-        self._abstaining: Tensor | None = None  # made when a coordinate first abstains
-        self._undecided: Tensor | None = None  # likewise
+        self._undecided: Tensor | None = None  # made when a coordinate is undecided for the first time
         together = self.packs_together and triton_kernels(device) is not None
-        self._waiting = Waiting(layout, self._negative) if together else None
-        self._scratch = Buffers(device)
+        self._packer = Packer(layout, self._size, device, rank, zeros, seed, together)
+        self._negative = self._packer.negative  # and later the outcome
         self._planes = Buffers(device)
         self._missing = [False] * len(shapes)
-        self._abstains = [False] * len(shapes)  # on any coordinate
         self._nonfinite = [False] * len(shapes)
         lanes = [Buffers(device) for _ in range(LANES)]
         digest = (rules, scaled, workers, route, backwards)
@@ -123,8 +108,7 @@ class Ballot:
         self._put = [False] * len(self._shapes)
         self._to_come = [bucket.last - bucket.first for bucket in self._buckets]
         self._present = [False] * len(self._shapes)
-        if self._waiting is not None:
-            self._waiting.open()
+        self._packer.open(terms.step)
         self._outcomes: list[Outcome] = []
         self._pipeline = Pipeline(self._exchanges, self._is_packed, self._send, self._decide, self._receive)
 
@@ -143,17 +127,14 @@ class Ballot:
         if isinstance(direction, NotFinite):
             direction = None
         if direction is not None:
-            self._check(index, direction.state if isinstance(direction, Recipe) else direction)
-        if self._waiting is not None and direction is not None:
-            self._let_wait(self._waiting, index, direction)
-        else:
-            self._take(index, direction.compute_() if isinstance(direction, Recipe) else direction)
+            self._check(index, tensor_of(direction))
+        self._missing[index] = direction is None
+        self._take(index, direction)
         self._put[index] = True
         for number in self._where[index]:
             self._to_come[number] -= 1
-        waiting = self._waiting
-        if waiting is not None and (waiting.is_full or any(map(self._is_packed, self._where[index]))):
-            self._pack_waiting(waiting)
+        if self._packer.must_pack or any(map(self._is_packed, self._where[index])):
+            self._packer.pack_waiting()
         self._terms.traffic.add_seconds("pack", time.perf_counter() - started)
 
     def advance(self) -> None:
@@ -257,7 +238,7 @@ class Ballot:
     def own_outcome(self) -> dict[str, Any]:
         """A lone worker's vote is its own sign, nothing to count: fields of :class:`VotedSigns`."""
         self.complete()
-        abstaining = self._abstaining if self._any_abstains(0, len(self._shapes)) else None
+        abstaining = self._packer.abstaining(range(len(self._shapes)), slice(None))
         silent = 0 if abstaining is None else count_ones(abstaining)
         votes = self._layout.num_parameters - silent
         return {
@@ -283,73 +264,8 @@ class Ballot:
                 "of one vote must be on one device"
             )
 
-    def _take(self, index: int, direction: Tensor | None) -> None:
-        self._missing[index] = direction is None
-        abstained = self._abstains[index]
-        self._abstains[index] = self._pack(index, direction, self._terms.step)
-        if abstained and not self._abstains[index]:
-            self._abstaining_plane()[self._layout.part(index)] = 0
-
-    def _pack(self, index: int, direction: Tensor | None, step: int) -> bool:
-        """Pack one tensor; whether it has abstentions."""
-        part = self._layout.part(index)
-        negative = self._negative[part]
-        if direction is None:
-            negative.zero_()
-            abstaining = self._abstaining_plane()[part]
-            abstaining.fill_(255)
-            if self._layout.padding(index):  # padding never abstains
-                abstaining[-1] = 255 >> self._layout.padding(index)
-            return True
-        if self._zeros == "positive":
-            pack_signs(direction, negative)
-            return False
-        # most tensors have no zero: their plane would be one of zeros
-        zeros = self._scratch.get("zeros", part.stop - part.start)
-        *_, found = pack_signs_and_abstentions(direction, negative, zeros)
-        if found and self._zeros == "random":
-            self._toss(part, zeros, step)
-            return False
-        if found:
-            self._abstaining_plane()[part] = zeros
-        return found
-
-    def _toss(self, part: slice, zeros: Tensor, step: int) -> None:
-        """Let a coin decide where a bit of ``zeros`` is set."""
-        coins = random_bytes(self._seed, step, zero_stream(self._rank), part.start, part.stop, self._device)
-        self._negative[part] |= zeros & coins
-
-    def _let_wait(self, waiting: Waiting, index: int, direction: Direction) -> None:
-        self._missing[index] = False
-        if self._abstains[index]:  # in the last vote, as a whole
-            self._abstains[index] = False
-            self._abstaining_plane()[self._layout.part(index)] = 0
-        waiting.add(index, direction)
-
-    def _pack_waiting(self, waiting: Waiting) -> None:
-        if self._zeros == "positive":
-            waiting.pack(None)
-        elif self._zeros == "abstain":
-            waiting.pack(self._abstaining_plane())
-        else:
-            zeros = self._scratch.get("zeros", self._size)
-            indices = waiting.pack(zeros)
-            if waiting.abstains(indices):
-                for part in map(self._layout.part, indices):
-                    self._toss(part, zeros[part], self._terms.step)
-
-    def _any_abstains(self, first: int, last: int) -> bool:
-        """Whether there is anything but zeros on the abstaining plane of these tensors."""
-        if any(self._abstains[first:last]):
-            return True
-        if self._waiting is None or self._zeros != "abstain":
-            return False
-        return self._waiting.abstains(range(first, last))
-
-    def _abstaining_plane(self) -> Tensor:
-        if self._abstaining is None:
-            self._abstaining = torch.zeros_like(self._negative)
-        return self._abstaining
+    def _take(self, index: int, direction: Direction | None) -> None:
+        self._packer.put(index, direction)
 
     # -- the way of a bucket ----------------------------------------------------------------------
 
@@ -367,12 +283,13 @@ class Ballot:
 
     def _send(self, number: int) -> None:
         bucket = self._buckets[number]
-        tensors, abstaining = slice(bucket.first, bucket.last), None
-        if self._abstaining is not None and self._any_abstains(bucket.first, bucket.last):
-            abstaining = self._abstaining[bucket.part]
-        nonfinite = int(any(self._nonfinite[tensors]))
+        tensors = slice(bucket.first, bucket.last)
         ballots = Ballots(
-            self._negative[bucket.part], abstaining, self._missing[tensors], self._scales, nonfinite
+            self._negative[bucket.part],
+            self._packer.abstaining(range(bucket.first, bucket.last), bucket.part),
+            self._missing[tensors],
+            self._scales,
+            nonfinite=int(any(self._nonfinite[tensors])),
         )
         self._exchanges[number].send(ballots, self._terms)
 

@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_signvr.signs import Counts, pack_signs, pack_signs_and_abstentions, random_bytes
+from lightning_signvr.signs import Counts, Direction
+from lightning_signvr.signs.recipes import computed
 from lightning_signvr.voting.ballot import Ballot
 from lightning_signvr.voting.buckets import Bucket, slice_of
+from lightning_signvr.voting.buffers import Buffers
 from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.exchange import Ballots, Outcome, Terms
 from lightning_signvr.voting.nodes import Nodes
 from lightning_signvr.voting.pending import wait
-from lightning_signvr.voting.rules import zero_stream
 
 # int32 behind the numbers: the step, whether details are asked for, and whether a gradient is not finite
 _WORDS = 3
@@ -48,6 +49,7 @@ class NodeBallot(Ballot):
 
     def __init__(self, nodes: Nodes, **common: Any) -> None:
         self._nodes = nodes
+        self._scratch = Buffers(common["device"])
         self._stages: dict[int, Tensor] = {}  # directions of buckets that were not sent yet
         self._free: list[Tensor] = []
         super().__init__(**common)
@@ -90,9 +92,9 @@ class NodeBallot(Ballot):
     # -- what the worker puts in ------------------------------------------------------------------
 
     @override
-    def _take(self, index: int, direction: Tensor | None) -> None:
+    def _take(self, index: int, direction: Direction | None) -> None:
         whole, numel = self._layout.part(index), self._layout.numels[index]
-        flat = None if direction is None else direction.detach().reshape(-1)
+        flat = None if direction is None else computed(direction).detach().reshape(-1)
         for number in self._where[index]:
             bucket, stage = self._buckets[number], self._stage(number)
             size = self._slice(bucket)
@@ -170,30 +172,16 @@ class NodeBallot(Ballot):
 
     def _pack_slice(self, total: Tensor, negative: Tensor, own: Bucket, missing: list[bool]) -> Tensor | None:
         """The node's votes on a slice; where it abstains, None for nowhere."""
-        abstaining = None
-        if self._zeros == "positive":
-            pack_signs(total, negative)
-        else:
-            zeros = self._scratch.get("zeros", own.size)
-            *_, found = pack_signs_and_abstentions(total, negative, zeros)
-            if found and self._zeros == "random":
-                stream, device = zero_stream(self._rank), self._device
-                coins = random_bytes(self._seed, self._terms.step, stream, own.start, own.stop, device)
-                negative |= zeros & coins
-            elif found:
-                abstaining = zeros
+        abstaining = self._packer.pack(total, own.part, negative)
         for index, is_missing in enumerate(missing, own.first):
             whole = self._layout.part(index)
             begin, end = max(whole.start, own.start), min(whole.stop, own.stop)
             if not is_missing or begin >= end:
                 continue
-            part = slice(begin - own.start, end - own.start)
             if abstaining is None:
-                abstaining = self._scratch.get("zeros", own.size).zero_()
-            negative[part] = 0
-            abstaining[part] = 255
-            if end == whole.stop:
-                abstaining[part.stop - 1] = 255 >> self._layout.padding(index)
+                abstaining = self._scratch.get("abstaining", own.size).zero_()
+            here = slice(begin - own.start, end - own.start)
+            self._packer.abstain(index, slice(begin, end), negative[here], abstaining[here])
         return abstaining
 
     @override

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_signvr.signs import Recipe, check_signable
+from lightning_signvr.signs import check_signable
+from lightning_signvr.signs.recipes import tensor_of
 from lightning_signvr.voting.ballot_box import BallotBox
 from lightning_signvr.voting.buckets import check_bucket_parameters
 from lightning_signvr.voting.decisions import ByMajority, Decision
@@ -286,9 +287,7 @@ class MajorityVote:
         if like is None:
             directions = list(directions)
             like = [
-                each.state if isinstance(each, Recipe) else each
-                for each in directions
-                if not (each is None or isinstance(each, NotFinite))
+                tensor_of(each) for each in directions if not (each is None or isinstance(each, NotFinite))
             ]
             if len(like) < len(directions):
                 raise ValueError(

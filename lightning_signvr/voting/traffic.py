@@ -61,13 +61,6 @@ class Traffic:
             self._count(others * pending.checksums.nbytes)
         return pending
 
-    def all_reduce_max(self, values: Tensor, group: dist.ProcessGroup | None) -> None:
-        """Maximum over the ranks, in place; counted as a ring would send it."""
-        size = dist.get_world_size(group)
-        ring = 2 * (size - 1) * values.nbytes // size
-        self._count(ring)
-        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=group)
-
     def _count(self, size: int) -> None:
         self.bytes_sent += size
         self.bytes_received += size

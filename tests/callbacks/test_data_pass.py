@@ -177,6 +177,18 @@ def test_every_sample_counts_the_same(kind: str) -> None:
     np.testing.assert_allclose(given, expected, rtol=1e-9)
 
 
+def fit_with_nan(rank: int, name: str) -> None:
+    data = dataset()
+    data.tensors[0][:, 0] = float("nan")
+    fit(rank, name, DataLoader(data, batch_size=BATCH))
+
+
+@pytest.mark.parametrize("name", ["SSVR", "DVRSignFS"])
+def test_nan_in_the_data_is_refused_with_the_parameters_name(name: str) -> None:
+    with pytest.raises(WorkerError, match=r"mean gradient of net\.0\.weight over the training data is not"):
+        run_workers(fit_with_nan, 1, name)
+
+
 def misuse(rank: int, kind: str) -> None:
     optimizer = SignSGD if kind == "optimizer" else SSVR
     callback = LargeFirstBatch(100 if kind == "batches" else 1)

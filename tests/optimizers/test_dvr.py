@@ -253,20 +253,6 @@ def test_another_period_ends_with_an_error_on_all_workers() -> None:
     assert "rank 1 does not send a gradient in full precision in this step and this rank does" in message
 
 
-def infinite_on_rank_one(rank: int) -> None:
-    weights = zeros()
-    optimizer = make("DVRQFS", weights)
-    with optimizer.take_snapshot():
-        fill(weights, rank, SAMPLES)
-        weights[3].grad[7] = float("inf") if rank else 0.0  # type: ignore[index]
-    optimizer.step()
-
-
-def test_an_infinite_full_gradient_is_named_by_rank() -> None:
-    with pytest.raises(WorkerError, match="rank 1 sent a scale that is negative or not finite"):
-        run_workers(infinite_on_rank_one, 2, timeout=20)
-
-
 def partly_used(rank: int) -> list[list[float]]:
     """One parameter that only rank 0 uses and one that nobody does, over a snapshot and another step."""
     both, one, none = (nn.Parameter(torch.full((2,), 8.0)) for _ in range(3))

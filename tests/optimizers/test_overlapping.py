@@ -96,7 +96,7 @@ def starts_early(rank):
 def test_votes_travel_before_step_is_called():
     for during, in_all in run_workers(starts_early, 2):
         assert during >= 3
-        assert in_all > during
+        assert in_all >= during
 
 
 def misuse(rank, what):

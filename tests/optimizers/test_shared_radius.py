@@ -28,6 +28,7 @@ MAKERS = {
     "StoSignSGD(rms)": partial(StoSignSGD, momentum=0.5, radius=1.5, radius_policy="rms"),
 }
 OPTIMA = (1.0, 2.0, 10.0)
+NOISE = {1e30: 4.0, 1e-30: 1.0, 0.0: 1.0}  # of a broken worker, and the shared magnitude after one step
 VOTES = {"own": (False, MajorityVote), "shared": (True, MajorityVote), "drawn": (True, StochasticVote)}
 
 
@@ -37,6 +38,7 @@ def play(rank: int) -> dict[str, Any]:
         "sent": sent(),
         "resumed": {name: resumed(rank, make) for name, make in MAKERS.items()},
         "reached": {name: reached(rank, *options) for name, options in VOTES.items()},
+        "broken": {size: beside_a_broken_worker(rank, size) for size in NOISE},
     }
 
 
@@ -50,7 +52,7 @@ def by_hand(rank: int, policy: str) -> tuple[list[list[float]], list[float]]:
     for step in range(3):
         gradients: list[list[float] | None] = [
             None if rank == 2 or step == 1 else [(1 + step) * (1 + rank) * number for number in (1, 2, 3, 4)],
-            [NAN, -INF, 3.0] if rank == 0 else [0.0] * 3,
+            [[0.0, -3.0, 3.0], [0.0] * 3, [NAN, INF, 1e9]][rank],  # the last one abstains
             None,
             [],
             [0.0] * 2,
@@ -117,6 +119,21 @@ def reached(rank: int, shared: bool, kind: type[MajorityVote]) -> float:
     return weight.mean().item()
 
 
+def beside_a_broken_worker(rank: int, size: float) -> tuple[float, float]:
+    """The shared magnitude after a step, and where many copies of x end up whose optimum is 1."""
+    weight = nn.Parameter(torch.zeros(1024))
+    optimizer = StoSignSGD([weight], radius=1.0, radius_policy="max")
+    generator = torch.Generator().manual_seed(0)
+    magnitudes = []
+    for step in range(100):
+        optimizer.param_groups[0]["lr"] = 0.1 if step < 80 else 0.02
+        signs = torch.randint(2, weight.shape, generator=generator) * 2.0 - 1
+        weight.grad = size * signs if rank == 2 else weight.detach() - 1
+        optimizer.step()
+        magnitudes.append(optimizer.state[weight]["shared_magnitude"].item())
+    return magnitudes[0], weight.mean().item()
+
+
 @pytest.fixture(scope="module")
 def played() -> list[dict[str, Any]]:
     return run_workers(play, WORKERS)
@@ -125,7 +142,7 @@ def played() -> list[dict[str, Any]]:
 def test_magnitudes_are_of_those_that_have_some_and_the_last_that_there_were(
     played: list[dict[str, Any]],
 ) -> None:
-    mean_squares = [[(7.5 + 30) / 2, 3], [(7.5 + 30) / 2, 3], [9 * (7.5 + 30) / 2, 3]]
+    mean_squares = [[(7.5 + 30) / 2, 6], [(7.5 + 30) / 2, 6], [9 * (7.5 + 30) / 2, 6]]
     for result in played:
         magnitudes, _ = result["by hand"]["max"]
         assert [seen[:2] for seen in magnitudes] == [[8, 3], [8, 3], [24, 3]]
@@ -170,6 +187,17 @@ def test_a_shared_radius_keeps_near_the_mean_where_each_ones_own_leads_to_the_me
         assert reached["own"] == pytest.approx(2, abs=0.11)
         assert 4.0 < reached["shared"] < 4.22
         assert reached["drawn"] == pytest.approx(13 / 3, abs=0.1)
+
+
+@pytest.mark.parametrize("size", NOISE)
+def test_noise_of_a_broken_worker_does_not_make_coins_of_the_others(
+    size: float, played: list[dict[str, Any]]
+) -> None:
+    for result in played:
+        assert result["broken"][size] == played[0]["broken"][size]
+        magnitude, end = result["broken"][size]
+        assert magnitude == NOISE[size]
+        assert 0.6 < end < 1.1  # of coins it would be 0
 
 
 def test_a_lone_worker_has_nothing_to_share() -> None:

@@ -244,7 +244,7 @@ def test_all_groups_are_projected_together_and_what_has_no_gradient_is_left_alon
     first, second, unused = (nn.Parameter(torch.zeros(2, dtype=torch.bfloat16)) for _ in range(3))
     optimizer = SSVRMV([{"params": [first, unused]}, {"params": [second]}], correction=0.0, **BALL)
     first.grad, second.grad = (
-        torch.tensor([24.0, float("nan")]).bfloat16(),
+        torch.tensor([24.0, 0.0]).bfloat16(),
         torch.tensor([-32.0, 0.0]).bfloat16(),
     )
     seen = []
@@ -252,7 +252,7 @@ def test_all_groups_are_projected_together_and_what_has_no_gradient_is_left_alon
     optimizer.counts_clipping = True
     optimizer.step()
     estimates = [optimizer.state[weight]["estimate"] for weight in (first, second)]
-    torch.testing.assert_close(estimates[0], torch.tensor([4.8, float("nan")]), equal_nan=True)
+    torch.testing.assert_close(estimates[0], torch.tensor([4.8, 0.0]))
     torch.testing.assert_close(estimates[1], torch.tensor([-6.4, 0.0]))
     assert all(torch.equal(a[:1], b[:1]) for a, b in zip(seen, estimates, strict=True))
     assert optimizer.clip_fraction == 0

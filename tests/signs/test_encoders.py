@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
+from random import Random
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from lightning_signvr.signs import majority, pack_signs, random_uniform, unpack_signs
 from lightning_signvr.signs.encoders import (
+    MAGNITUDE_POLICIES,
     NOISES,
     clipped,
     dither,
@@ -201,6 +204,41 @@ def test_magnitudes_of_all_workers_leave_out_those_that_have_none() -> None:
     sent = torch.tensor([[3.0, 0.0, 0.0, 1e30], [1.0, 2.0, 0.0, 1e30]])
     torch.testing.assert_close(merged_magnitudes(sent, "max"), torch.tensor([3.0, 2.0, 0.0, 1e30]))
     torch.testing.assert_close(merged_magnitudes(sent, "rms"), torch.tensor([math.sqrt(5), 2.0, 0.0, 1e30]))
+
+
+def merged_by_hand(sent: list[float], policy: str) -> float:
+    """Of one tensor."""
+    present = sorted(number for number in sent if number > 0)
+    if len(present) >= 3:
+        present = [min(number, 4 * statistics.median_low(present)) for number in present]
+    if policy == "max":
+        return max(present, default=0.0)
+    return math.sqrt(sum(number**2 for number in present) / max(1, len(present)))
+
+
+@pytest.mark.parametrize("policy", MAGNITUDE_POLICIES)
+def test_outliers_count_as_a_multiple_of_the_median(policy: str) -> None:
+    random = Random(0)
+    choices = [0.0, 1.0, 2.0, 3.9, 4.1, 9.0, 1e-30, 1e30]
+    sent = [[random.choice(choices) for _ in range(500)] for _ in range(7)]
+    for workers in (1, 2, 3, 4, 5, 6, 7):
+        expected = [merged_by_hand(list(numbers), policy) for numbers in zip(*sent[:workers], strict=True)]
+        torch.testing.assert_close(
+            merged_magnitudes(torch.tensor(sent[:workers]), policy), torch.tensor(expected)
+        )
+
+
+@pytest.mark.parametrize("policy", MAGNITUDE_POLICIES)
+@pytest.mark.parametrize("workers", [3, 4, 5, 7, 8])
+def test_a_minority_moves_the_radius_by_a_bounded_factor(workers: int, policy: str) -> None:
+    random = Random(workers)
+    largest = torch.finfo(torch.float32).max
+    for _ in range(300):
+        liars = random.randint(1, (workers - 1) // 2)
+        honest = [random.uniform(1, 20) for _ in range(workers - liars)]
+        lies = [random.choice([0.0, 1e-38, 0.5, 10.0, 100.0, largest]) for _ in range(liars)]
+        radius = float(merged_magnitudes(torch.tensor([honest + lies]).T, policy))
+        assert math.sqrt(0.5) * min(honest) < radius <= 4 * max(honest) * (1 + 1e-6)
 
 
 def test_a_radius_is_not_rounded_to_16_bits() -> None:

@@ -8,17 +8,23 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
+from lightning_signvr.amp import SharedGradScaler
+from lightning_signvr.optimizers import SSVR
+from tests import overflows
 from tests.strategies.helpers import (
     LOSS_SCALE,
     LR,
     Batch,
+    LogLines,
     Regression,
     batches,
     fit,
     float16,
     parameters_of,
     same_on_all,
+    signum,
     state_of,
 )
 from tests.workers import run_workers
@@ -98,3 +104,63 @@ def test_all_workers_skip_the_step_in_which_one_overflows(workers: int) -> None:
         skipped = after is parameters[0][OVERFLOW_AT]
         assert np.array_equal(before, after) == skipped
     assert all(same_on_all(step) for step in zip(*parameters, strict=True))
+
+
+class _OverflowingAtRandom(Regression):
+    """Where and when a table says so."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        bad = (float("inf"), float("nan"))[batch_idx % 2]
+        return loss * bad if self.global_rank in overflows.overflows()[batch_idx] else loss
+
+
+METHODS = {"Signum": signum, "SSVR": lambda parameters: SSVR(parameters, lr=LR, beta=0.3)}
+
+
+def _fit_with_random_overflows(rank: int, method: str) -> tuple[list[float], list[np.ndarray]]:
+    record = _Record()
+    scaler = torch.amp.GradScaler(
+        "cpu", init_scale=overflows.SCALE, growth_interval=overflows.GROWTH_INTERVAL
+    )
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    module = _OverflowingAtRandom(METHODS[method])
+    fit(module, batches(rank, overflows.STEPS), callbacks=[record], plugins=[plugin])
+    return record.scales, record.parameters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_overflows_at_random_on_random_ranks(method: str) -> None:
+    results = run_workers(_fit_with_random_overflows, overflows.WORKERS, method)
+    scales, parameters = zip(*results, strict=True)
+    assert all(own == overflows.loss_scales() for own in scales)
+    assert all(same_on_all(step) for step in zip(*parameters, strict=True))
+    moved = [not np.array_equal(*pair) for pair in zip(parameters[0], parameters[0][1:], strict=False)]
+    assert moved == [not ranks for ranks in overflows.overflows()[1:]]
+
+
+class _Lost(Regression):
+    """The last worker has NaN in every step."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        last_worker = self.global_rank == self.trainer.world_size - 1
+        return super().training_step(batch, batch_idx) * (float("nan") if last_worker else 1.0)
+
+
+def _fit_with_a_lost_worker(rank: int) -> tuple[str, int, list[str]]:
+    log, record = LogLines(), _Record()
+    scaler = SharedGradScaler("cpu", init_scale=LOSS_SCALE, nonfinite_limit=4)
+    options = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=scaler)], "callbacks": [record]}
+    with pytest.raises(RuntimeError) as error:
+        fit(Regression() if rank == 0 else _Lost(), batches(rank, STEPS), **options)
+    return str(error.value), len(record.scales), log.lines
+
+
+def test_a_worker_with_nan_in_every_step_ends_the_run_on_all() -> None:
+    results = run_workers(_fit_with_a_lost_worker, 2)
+    for message, steps, _ in results:
+        assert "the gradients of rank 1 had NaN or inf in 4 steps in a row" in message
+        assert steps == 3
+    warnings = [sum("rank 1 has NaN or inf" in line for line in lines) for _, _, lines in results]
+    assert warnings == [1, 0]

@@ -98,7 +98,7 @@ def votes_with_padding(rank: int, kind: str, topology: str) -> tuple[Counts, lis
     begun.put(0, direction)
     if rank == 1:
         ballot = begun._ballot
-        plane = ballot._negative if kind == "against" else ballot._abstaining_plane()
+        plane = ballot._negative if kind == "against" else ballot._packer._abstaining_plane()
         plane |= 0b11111000
     begun.put(1, direction)
     votes = begun.close()

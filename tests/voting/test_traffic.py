@@ -24,7 +24,6 @@ def play(rank):
             "tie rule zero": bits_per_step([noise(rank, step) for step in range(3)], ties="zero"),
         },
         "handed over": handed_over(rank),
-        "maximum": maximum(rank),
     }
 
 
@@ -87,12 +86,6 @@ def handed_over(rank):
     return [(t.bytes_sent, t.bytes_received, t.collectives) for t in (counted, given)]
 
 
-def maximum(rank):
-    traffic, values = Traffic(), torch.tensor([rank, -rank, 5]).float()
-    traffic.all_reduce_max(values, None)
-    return values.tolist(), traffic.bytes_sent, traffic.collectives
-
-
 @pytest.fixture(scope="module", params=[2, 3, 4])
 def played(request):
     return run_workers(play, request.param)
@@ -136,12 +129,3 @@ def test_counters_equal_what_the_collectives_were_handed(played):
         counted, given = results["handed over"]
         assert counted == given
         assert min(counted) > 0
-
-
-def test_maximum_over_the_ranks_is_counted_as_a_ring(played):
-    workers = len(played)
-    for results in played:
-        values, sent, collectives = results["maximum"]
-        assert values == [workers - 1, 0, 5]
-        assert sent == 2 * (workers - 1) * 12 // workers
-        assert collectives == 1
