@@ -72,8 +72,8 @@ class Connection:
         if isinstance(self.vote, LocalVote) and _place()[1] > 1:
             raise ValueError(
                 f"{type(self.optimizer).__name__} has a LocalVote, and under sign_vote gradients are not "
-                "averaged, so that the workers would part: leave out `vote`, or use a strategy that averages "
-                'gradients ("ddp")'
+                "averaged, so that the workers would part: leave out `vote`, or do without sign_vote, where "
+                "gradients are averaged (DDP)"
             )
 
     def overlap(self, why_not: str | None, announce: bool) -> None:

@@ -10,7 +10,6 @@ from typing_extensions import override
 from lightning_signvr.accelerate.meter import Meter
 from lightning_signvr.connecting import Connection as _Connection
 from lightning_signvr.optimizers import SignOptimizer
-from lightning_signvr.voting import LocalVote
 
 
 class Connection(_Connection):
@@ -32,11 +31,6 @@ class Connection(_Connection):
 
     def __init__(self, optimizer: Optimizer, accelerator: Any, rules: dict[str, Any]) -> None:
         super().__init__(optimizer, rules, announce=accelerator.is_main_process)
-        if isinstance(self.vote, LocalVote) and accelerator.num_processes > 1:
-            raise ValueError(
-                f"{type(optimizer).__name__} has a LocalVote, and under sign_vote gradients are not "
-                "averaged, so that the workers would part: leave out `vote`, or do not call sign_vote"
-            )
         if isinstance(optimizer, SignOptimizer):
             self.vote.step = optimizer.param_groups[0]["step"]  # it may have stepped before
         self.meter = Meter(self.vote)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from lightning_signvr.acting_together import Together
 from lightning_signvr.checkpoint_files import check_whole, named_if_unreadable, save
 
 if TYPE_CHECKING:
+    import torch
     from lightning.fabric.plugins import CheckpointIO
     from lightning.fabric.plugins.io import TorchCheckpointIO as _Base
 else:
@@ -45,9 +47,13 @@ class WholeCheckpointMixin(_Base):
 
 
 class WholeCheckpoints:
-    """For strategies: what a user did not choose otherwise is written by ``default_checkpoint_io``."""
+    """For strategies: what a user did not choose otherwise is written by ``default_checkpoint_io``.
+
+    Where rank 0 cannot write (a full disk), all workers raise: none waits for it.
+    """
 
     default_checkpoint_io: type[CheckpointIO]
+    root_device: torch.device
     _checkpoint_io: Any
 
     @property
@@ -65,3 +71,8 @@ class WholeCheckpoints:
     @checkpoint_io.setter
     def checkpoint_io(self, chosen: CheckpointIO) -> None:
         self._checkpoint_io = chosen
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As the strategy; a collective."""
+        with Together(device=self.root_device).or_nobody("saving a checkpoint"):
+            super().save_checkpoint(*args, **kwargs)  # type: ignore[misc]

@@ -24,9 +24,9 @@ from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.optimizers.clipping import check_clips_by_value, clip_grad_norm_
 from lightning_signvr.optimizers.resizing import OnResize, check_on_resize
 from lightning_signvr.replay import Replay, Surroundings
-from lightning_signvr.strategies.checkpoint_io import WholeCheckpoints
 from lightning_signvr.strategies.registering import register
-from lightning_signvr.voting import MajorityVote, TieRule, Topology, Voters, ZeroRule
+from lightning_signvr.strategies.sharded import ShardedCheckpoints, StateDictType
+from lightning_signvr.voting import MajorityVote, Nonfinite, TieRule, Topology, Voters, ZeroRule
 
 if TYPE_CHECKING:
     from lightning.fabric.accelerators.accelerator import Accelerator
@@ -36,7 +36,7 @@ else:
     _Base = object
 
 
-class FabricSignVoteMixin(WholeCheckpoints, _Base):
+class FabricSignVoteMixin(ShardedCheckpoints, _Base):
     """Train data-parallel with one bit per parameter in each direction, in a Fabric loop.
 
     Each process trains a replica on its own part of the data. ``fabric.backward`` leaves each worker's own
@@ -55,9 +55,9 @@ class FabricSignVoteMixin(WholeCheckpoints, _Base):
     Args:
         accelerator, parallel_devices, cluster_environment, checkpoint_io, precision,
             process_group_backend, timeout, start_method: as for Fabric's ``DDPStrategy``.
-        ties, zeros, seed, topology, bucket_parameters, voters, workers_per_node: of the vote, see
-            :class:`~lightning_signvr.voting.MajorityVote`; used for every optimizer that was not given a vote
-            of its own.
+        ties, zeros, seed, topology, bucket_parameters, voters, workers_per_node, nonfinite, nonfinite_limit,
+            verify: of the vote, see :class:`~lightning_signvr.voting.MajorityVote`; used for every optimizer
+            that was not given a vote of its own.
         overlap: whether votes begin in backward, as gradients become ready. The outcome is the same. Where it
             would be unsound it stays off, and the log says why: methods with two gradients per step
             or scaled signs, loss scaling. Accumulate in ``fabric.no_backward_sync``, and clip no gradients.
@@ -65,6 +65,9 @@ class FabricSignVoteMixin(WholeCheckpoints, _Base):
             ``"mean"``: every worker starts with the mean of the saved optimizer states, see
             :func:`~lightning_signvr.optimizers.resizing.merged`; ``"reset"``: with none. Parameters and the
             count of steps are kept.
+        state_dict_type: ``"full"``: a checkpoint is one file, for which rank 0 gathers all workers' states.
+            ``"sharded"``: a folder on a disk that all workers share, to which each writes its own state;
+            see :mod:`~lightning_signvr.sharded_checkpoints`. Both are read, whatever is chosen.
 
     Raises:
         ValueError: an unknown rule or a seed out of range.
@@ -91,8 +94,12 @@ class FabricSignVoteMixin(WholeCheckpoints, _Base):
         bucket_parameters: int | None = None,
         voters: Voters = "worker",
         workers_per_node: int | None = None,
+        nonfinite: Nonfinite = "abstain",
+        nonfinite_limit: int | None = 50,
+        verify: bool = False,
         overlap: bool = False,
         on_resize: OnResize = "error",
+        state_dict_type: StateDictType = "full",
     ) -> None:
         super().__init__(
             accelerator=accelerator,
@@ -112,10 +119,14 @@ class FabricSignVoteMixin(WholeCheckpoints, _Base):
             "bucket_parameters": bucket_parameters,
             "voters": voters,
             "workers_per_node": workers_per_node,
+            "nonfinite": nonfinite,
+            "nonfinite_limit": nonfinite_limit,
+            "verify": verify,
         }
         MajorityVote(**self._rules)  # raises on bad rules before anything starts
         check_on_resize(on_resize)
         self._overlap, self._on_resize = overlap, on_resize
+        self._choose(state_dict_type)
         self._models: list[nn.Module] = []
         self._connections: list[Connection] = []
         self._saving = False
@@ -137,9 +148,10 @@ class FabricSignVoteMixin(WholeCheckpoints, _Base):
 
     @override
     def setup_environment(self) -> None:
+        self._check_checkpoint_io()
         super().setup_environment()
         destroy_process_group_at_exit()
-        share_overflows(self.precision)
+        share_overflows(self.precision, self._rules["nonfinite_limit"])
 
     @override
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]  # not wrapped in DDP
@@ -162,7 +174,7 @@ class FabricSignVoteMixin(WholeCheckpoints, _Base):
             optimizer.replays_closures = False  # done here, where the models are known
         return optimizer
 
-    def _connection(self, optimizer: Optimizer) -> Connection | None:
+    def _connection(self, optimizer: Any) -> Connection | None:
         return next((item for item in self._connections if item.optimizer is optimizer), None)
 
     @override
@@ -226,9 +238,22 @@ class FabricSignVoteMixin(WholeCheckpoints, _Base):
             average_buffers(model)
 
     @override
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def save_checkpoint(
+        self,
+        path: Any,
+        state: dict[str, Any],
+        storage_options: Any = None,
+        filter: dict[str, Callable[[str, Any], bool]] | None = None,
+    ) -> None:
         with self._collecting():
-            super().save_checkpoint(*args, **kwargs)
+            if self._state_dict_type == "full":
+                with self._room_for_a_file(path):
+                    super().save_checkpoint(path, state, storage_options, filter)
+                return
+            contents = self._convert_stateful_objects_in_state(state, filter=filter or {})
+        optimizers = {name: self._connection(item) for name, item in state.items()}
+        states = {name: (item, contents[name]) for name, item in optimizers.items() if item is not None}
+        self._write_folder(path, contents, states, storage_options)
 
     @contextmanager
     def _collecting(self) -> Iterator[None]:
@@ -250,24 +275,26 @@ class FabricSignVoteMixin(WholeCheckpoints, _Base):
         state: dict[str, Any] = super().get_optimizer_state(optimizer)
         connection = self._connection(optimizer)
         if self._saving and connection is not None:
-            return connection.complete(state, self.root_device)
+            return self._state_to_save(connection, state)
         return state
 
     @override
     def load_checkpoint(self, path: Any, state: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        path = self._file_to_read(path)
         if isinstance(state, Optimizer):  # a file with its state alone
             self._stand_in(state).load_state_dict(super().load_checkpoint(path, None, *args, **kwargs))
             return {}
-        if not isinstance(state, dict):
-            return super().load_checkpoint(path, state, *args, **kwargs)
+        if not isinstance(state, dict) or not state:
+            loaded: dict[str, Any] = self._completed(super().load_checkpoint(path, state, *args, **kwargs))
+            return loaded
         stand_ins = {name: self._stand_in(item) for name, item in state.items()}
         remainder = super().load_checkpoint(path, stand_ins, *args, **kwargs)
         state.update({name: item for name, item in stand_ins.items() if not isinstance(item, _OwnState)})
         return remainder
 
     def _stand_in(self, item: Any) -> Any:
-        connection = self._connection(item) if isinstance(item, Optimizer) else None
-        return item if connection is None else _OwnState(connection)
+        connection = self._connection(item)
+        return item if connection is None else _OwnState(connection, self._own_states)
 
     # -- registry ---------------------------------------------------------------------------------
 
@@ -294,11 +321,12 @@ class _NoOverlap:
 class _OwnState:
     """Takes an optimizer's place while a checkpoint is loaded: each worker takes its own state."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: Connection, own_states: Callable[..., list[dict[str, Any]]]) -> None:
+        self.connection, self.own_states = connection, own_states
 
     def state_dict(self) -> dict[str, Any]:
         return self.connection.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.connection.optimizer.load_state_dict(self.connection.own(state))
+        [own] = self.own_states([self.connection], [state])
+        self.connection.optimizer.load_state_dict(own)

@@ -15,10 +15,10 @@ from typing_extensions import override
 from lightning_signvr.connecting import Connection, destroy_process_group_at_exit, unwrapped
 from lightning_signvr.module_state import average_buffers, broadcast_state
 from lightning_signvr.optimizers.resizing import OnResize, check_on_resize
-from lightning_signvr.strategies.checkpoint_io import WholeCheckpoints
 from lightning_signvr.strategies.registering import register
 from lightning_signvr.strategies.replaying import ReplayMixin
-from lightning_signvr.voting import MajorityVote, TieRule, Topology, Voters, ZeroRule
+from lightning_signvr.strategies.sharded import ShardedCheckpoints, StateDictType
+from lightning_signvr.voting import MajorityVote, Nonfinite, TieRule, Topology, Voters, ZeroRule
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins import ClusterEnvironment
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.plugins import CheckpointIO, Precision
 
 
-class SignVoteMixin(WholeCheckpoints, ReplayMixin):
+class SignVoteMixin(ShardedCheckpoints, ReplayMixin):
     """Train data-parallel with one bit per parameter in each direction.
 
     Like DDP, each process trains a replica of the model on its own part of the data. Unlike DDP,
@@ -44,13 +44,14 @@ class SignVoteMixin(WholeCheckpoints, ReplayMixin):
     * A variance-reduced optimizer gets its second gradient by itself: each microbatch runs again at the
       previous iterate, with the same dropout masks, and leaves no other trace.
     * With ``precision="16-mixed"`` the workers agree on which steps to skip.
+    * SIGTERM to any worker, or Slurm's signal to requeue, stops all after the same step.
 
     Args:
         accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin,
             process_group_backend, timeout, start_method: as for Lightning's ``DDPStrategy``.
-        ties, zeros, seed, topology, bucket_parameters, voters, workers_per_node: of the vote, see
-            :class:`~lightning_signvr.voting.MajorityVote`; used for every optimizer that was not given a vote
-            of its own.
+        ties, zeros, seed, topology, bucket_parameters, voters, workers_per_node, nonfinite, nonfinite_limit,
+            verify: of the vote, see :class:`~lightning_signvr.voting.MajorityVote`; used for every optimizer
+            that was not given a vote of its own.
         overlap: whether votes begin in backward, as gradients become ready. The outcome is the same. Where it
             would be unsound it stays off, and the log says why: methods with two gradients per step
             or scaled signs, gradient clipping, loss scaling, manual optimization.
@@ -58,6 +59,9 @@ class SignVoteMixin(WholeCheckpoints, ReplayMixin):
             ``"mean"``: every worker starts with the mean of the saved optimizer states, see
             :func:`~lightning_signvr.optimizers.resizing.merged`; ``"reset"``: with none. Parameters and the
             count of steps are kept.
+        state_dict_type: ``"full"``: a checkpoint is one file, for which rank 0 gathers all workers' states.
+            ``"sharded"``: a folder on a disk that all workers share, to which each writes its own state;
+            see :mod:`~lightning_signvr.sharded_checkpoints`. Both are read, whatever is chosen.
 
     Raises:
         ValueError: an unknown rule or a seed out of range.
@@ -84,8 +88,12 @@ class SignVoteMixin(WholeCheckpoints, ReplayMixin):
         bucket_parameters: int | None = None,
         voters: Voters = "worker",
         workers_per_node: int | None = None,
+        nonfinite: Nonfinite = "abstain",
+        nonfinite_limit: int | None = 50,
+        verify: bool = False,
         overlap: bool = False,
         on_resize: OnResize = "error",
+        state_dict_type: StateDictType = "full",
     ) -> None:
         super().__init__(
             accelerator=accelerator,
@@ -105,10 +113,15 @@ class SignVoteMixin(WholeCheckpoints, ReplayMixin):
             "bucket_parameters": bucket_parameters,
             "voters": voters,
             "workers_per_node": workers_per_node,
+            "nonfinite": nonfinite,
+            "nonfinite_limit": nonfinite_limit,
+            "verify": verify,
         }
         MajorityVote(**self._rules)  # raises on bad rules before anything starts
         check_on_resize(on_resize)
         self._overlap, self._on_resize = overlap, on_resize
+        self.nonfinite_limit = nonfinite_limit
+        self._choose(state_dict_type)
         self._connections: list[Connection] = []
 
     def __repr__(self) -> str:
@@ -127,6 +140,7 @@ class SignVoteMixin(WholeCheckpoints, ReplayMixin):
 
     @override
     def setup_environment(self) -> None:
+        self._check_checkpoint_io()
         super().setup_environment()
         destroy_process_group_at_exit()
 
@@ -201,17 +215,38 @@ class SignVoteMixin(WholeCheckpoints, ReplayMixin):
 
     @override
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's state; of a sign optimizer with the states of all workers (a collective)."""
+        """The optimizer's state; of a sign optimizer with the states of all workers (a collective).
+
+        With ``state_dict_type="sharded"`` it is this worker's alone.
+        """
         optimizer = unwrapped(optimizer)
         state: dict[str, Any] = dict(super().optimizer_state(optimizer))
-        return self._connections[self.optimizers.index(optimizer)].complete(state, self.root_device)
+        return self._state_to_save(self._connections[self.optimizers.index(optimizer)], state)
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        if self._state_dict_type == "full":
+            with self._room_for_a_file(filepath):
+                super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        states = zip(self._connections, checkpoint.get("optimizer_states", ()), strict=False)
+        named = {str(number): both for number, both in enumerate(states)}
+        self._write_folder(filepath, checkpoint, named, storage_options)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return super().load_checkpoint(self._file_to_read(checkpoint_path), *args, **kwargs)
+
+    @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        if self.precision_plugin.precision == "64-true":
+            self.lightning_module.double()  # Lightning does it later: float64 would have been rounded
+        super().load_model_state_dict(checkpoint, strict=strict)
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        states = [
-            connection.own(state)
-            for connection, state in zip(self._connections, checkpoint["optimizer_states"], strict=True)
-        ]
+        states = self._own_states(self._connections, checkpoint["optimizer_states"])
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
 
     # -- registry ---------------------------------------------------------------------------------

@@ -166,6 +166,16 @@ class Exchange(ABC):
         )
         return self._from_bytes(header.to_bytes())
 
+    def _gather_more(self, channel: PlaneChannel, room: int, terms: Terms) -> Tensor:
+        """What a slot of a channel with one row for all receivers had no room for."""
+        extra = torch.zeros(1, room, dtype=torch.uint8, device=self._device)
+        channel.write(extra)
+        if self._workers == 1:
+            return extra
+        received = extra.new_empty(self._workers, room)
+        wait(terms.traffic.all_gather(received, extra.view(-1), terms.group))
+        return received
+
     def _read_headers(self, rows: Tensor, most_room: int, terms: Terms) -> list[BallotHeader]:
         """The headers in front of all ranks' rows."""
         return [

@@ -8,15 +8,14 @@ is so small that the link's latency counts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_signvr.voting.channel import PlaneChannel
 from lightning_signvr.voting.exchange import Ballots, Exchange, Outcome, Terms, settle
-from lightning_signvr.voting.pending import wait
 
 
 class OnePhase(Exchange):
@@ -53,7 +52,7 @@ class OnePhase(Exchange):
             self.wait()
             headers = self._read_headers(received, self._up.most_room, terms)
             rooms = [header.room for header in headers]
-            settle(self._up, rooms, received[:, body:], lambda room: self._send_more(room, terms))
+            settle(self._up, rooms, received[:, body:], partial(self._gather_more, self._up, terms=terms))
         self._decided, self._outcome = self._decide(
             received[:, self._head : body], self._up.received, headers, self.bucket.start, terms
         )
@@ -71,10 +70,3 @@ class OnePhase(Exchange):
             self._undecided().zero_()
             self._had_undecided = False
         return self._outcome
-
-    def _send_more(self, room: int, terms: Terms) -> Tensor:
-        extra = torch.zeros(1, room, dtype=torch.uint8, device=self._device)
-        self._up.write(extra)
-        received = extra.new_empty(self._workers, room)
-        wait(terms.traffic.all_gather(received, extra.view(-1), terms.group))
-        return received

@@ -2,7 +2,7 @@
 
 What a rank keeps for itself is not counted: ``all_to_all`` sends all chunks but the rank's own,
 ``all_gather`` sends the rank's chunk to every other rank. Wire protocols add their own framing
-(TCP/IP about 3 %); no collective of this library bypasses these functions.
+(TCP/IP about 3 %); no collective of a vote bypasses these functions.
 """
 
 from __future__ import annotations

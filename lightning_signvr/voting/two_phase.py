@@ -12,6 +12,7 @@ direction, of which only the changes travel: see :mod:`lightning_signvr.voting.c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,7 +102,12 @@ class TwoPhase(Exchange):
             for owner in range(self._workers):
                 planes[:, owner * self.bucket.shard : (owner + 1) * self.bucket.shard] = received[owner]
             rooms = [header.room for header in headers]
-            settle(self._down, rooms, everyones[:, body:], lambda room: self._send_down_more(room, terms))
+            settle(
+                self._down,
+                rooms,
+                everyones[:, body:],
+                partial(self._gather_more, self._down, terms=terms),
+            )
         outcome.counts = sum_of_counts(header.counts for header in headers)
         looks = [header.details for header in headers if header.details is not None]
         if looks:
@@ -118,15 +124,6 @@ class TwoPhase(Exchange):
             return extra
         received = torch.empty_like(extra)
         wait(terms.traffic.all_to_all(received, extra, terms.group))
-        return received
-
-    def _send_down_more(self, room: int, terms: Terms) -> Tensor:
-        extra = torch.zeros(1, room, dtype=torch.uint8, device=self._device)
-        self._down.write(extra)
-        if self._workers == 1:
-            return extra
-        received = extra.new_empty(self._workers, room)
-        wait(terms.traffic.all_gather(received, extra.view(-1), terms.group))
         return received
 
 
