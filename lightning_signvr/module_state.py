@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lightning_signvr.voting.failures import explained
+
 
 def _alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
@@ -16,11 +18,12 @@ def broadcast_state(module: nn.Module) -> None:
     """Give all ranks rank 0's parameters and buffers, bit for bit; a collective."""
     if _alone():
         return
-    for tensor in (*module.parameters(), *module.buffers()):
-        contiguous = tensor.detach().contiguous()
-        dist.broadcast(contiguous, src=0)
-        if contiguous.data_ptr() != tensor.data_ptr():
-            tensor.copy_(contiguous)
+    with explained("giving all ranks the first one's parameters", None):
+        for tensor in (*module.parameters(), *module.buffers()):
+            contiguous = tensor.detach().contiguous()
+            dist.broadcast(contiguous, src=0)
+            if contiguous.data_ptr() != tensor.data_ptr():
+                tensor.copy_(contiguous)
 
 
 @torch.no_grad()
@@ -38,10 +41,12 @@ def average_buffers(module: nn.Module) -> None:
         return
     mine = torch.cat([buffer.detach().double().reshape(-1) for buffer in buffers])
     first = mine.clone()
-    dist.broadcast(first, src=0)
+    with explained("averaging buffers", None):
+        dist.broadcast(first, src=0)
     reference, finite = first.nan_to_num(0.0, 0.0, 0.0), mine.isfinite()
     sums = torch.stack([torch.where(finite, mine - reference, 0.0), finite.double()])
-    dist.all_reduce(sums)
+    with explained("averaging buffers", None):
+        dist.all_reduce(sums)
     differences, ranks = sums
     means = torch.where(ranks > 0, reference + differences / ranks, first)
     for buffer, mean in zip(buffers, torch.split(means, [buffer.numel() for buffer in buffers]), strict=True):

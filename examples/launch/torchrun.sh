@@ -15,6 +15,7 @@
 # If machines have several networks, on each machine its own name of the interface between them (`ip address`):
 #   GLOO_SOCKET_IFNAME   without GPUs
 #   NCCL_SOCKET_IFNAME   with GPUs
+# For --max-restarts the machines must meet in another way: see docs/faults.md.
 # Set by torchrun, not by you: RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK.
 set -eu
 : "${MASTER_ADDR:?the address of machine 0}" "${NODE_RANK:?the number of this machine, from 0}"

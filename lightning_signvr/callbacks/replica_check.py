@@ -14,6 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_signvr.voting.failures import explained
+
 log = logging.getLogger(__name__)
 
 OnMismatch = Literal["warn", "raise", "repair"]
@@ -77,7 +79,8 @@ class ReplicaCheck(Callback):
         parameters = dict(module.named_parameters())
         mine = torch.tensor([fingerprint(p) for p in parameters.values()], dtype=torch.int64, device=device)
         everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyones, mine)
+        with explained("comparing replicas", None):
+            dist.all_gather(everyones, mine)
         table = torch.stack(everyones, 1).tolist()  # [parameters, workers]
         differing = {name: row for name, row in zip(parameters, table, strict=True) if len(set(row)) > 1}
         if differing:

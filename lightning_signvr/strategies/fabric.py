@@ -22,10 +22,11 @@ from lightning_signvr.connecting import (
 from lightning_signvr.module_state import average_buffers, broadcast_state
 from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.optimizers.clipping import check_clips_by_value, clip_grad_norm_
-from lightning_signvr.optimizers.resizing import OnResize, check_on_resize
+from lightning_signvr.optimizers.resizing import OnResize
 from lightning_signvr.replay import Replay, Surroundings
+from lightning_signvr.strategies.options import VotingOptions
 from lightning_signvr.strategies.registering import register
-from lightning_signvr.strategies.sharded import ShardedCheckpoints, StateDictType
+from lightning_signvr.strategies.sharded import StateDictType
 from lightning_signvr.voting import MajorityVote, Nonfinite, TieRule, Topology, Voters, ZeroRule
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ else:
     _Base = object
 
 
-class FabricSignVoteMixin(ShardedCheckpoints, _Base):
+class FabricSignVoteMixin(VotingOptions, _Base):
     """Train data-parallel with one bit per parameter in each direction, in a Fabric loop.
 
     Each process trains a replica on its own part of the data. ``fabric.backward`` leaves each worker's own
@@ -111,22 +112,21 @@ class FabricSignVoteMixin(ShardedCheckpoints, _Base):
             timeout=timeout,
             start_method=start_method,
         )
-        self._rules: dict[str, Any] = {
-            "ties": ties,
-            "zeros": zeros,
-            "seed": seed,
-            "topology": topology,
-            "bucket_parameters": bucket_parameters,
-            "voters": voters,
-            "workers_per_node": workers_per_node,
-            "nonfinite": nonfinite,
-            "nonfinite_limit": nonfinite_limit,
-            "verify": verify,
-        }
-        MajorityVote(**self._rules)  # raises on bad rules before anything starts
-        check_on_resize(on_resize)
-        self._overlap, self._on_resize = overlap, on_resize
-        self._choose(state_dict_type)
+        self._choose(
+            ties=ties,
+            zeros=zeros,
+            seed=seed,
+            topology=topology,
+            bucket_parameters=bucket_parameters,
+            voters=voters,
+            workers_per_node=workers_per_node,
+            nonfinite=nonfinite,
+            nonfinite_limit=nonfinite_limit,
+            verify=verify,
+            overlap=overlap,
+            on_resize=on_resize,
+            state_dict_type=state_dict_type,
+        )
         self._models: list[nn.Module] = []
         self._connections: list[Connection] = []
         self._saving = False

@@ -14,11 +14,13 @@ from typing_extensions import override
 
 from lightning_signvr.connecting import Connection, destroy_process_group_at_exit, unwrapped
 from lightning_signvr.module_state import average_buffers, broadcast_state
-from lightning_signvr.optimizers.resizing import OnResize, check_on_resize
+from lightning_signvr.optimizers.resizing import OnResize
+from lightning_signvr.strategies.options import VotingOptions
 from lightning_signvr.strategies.registering import register
 from lightning_signvr.strategies.replaying import ReplayMixin
-from lightning_signvr.strategies.sharded import ShardedCheckpoints, StateDictType
+from lightning_signvr.strategies.sharded import StateDictType
 from lightning_signvr.voting import MajorityVote, Nonfinite, TieRule, Topology, Voters, ZeroRule
+from lightning_signvr.voting.failures import explained
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins import ClusterEnvironment
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.plugins import CheckpointIO, Precision
 
 
-class SignVoteMixin(ShardedCheckpoints, ReplayMixin):
+class SignVoteMixin(VotingOptions, ReplayMixin):
     """Train data-parallel with one bit per parameter in each direction.
 
     Like DDP, each process trains a replica of the model on its own part of the data. Unlike DDP,
@@ -105,23 +107,22 @@ class SignVoteMixin(ShardedCheckpoints, ReplayMixin):
             start_method=start_method,
             timeout=timeout,
         )
-        self._rules: dict[str, Any] = {
-            "ties": ties,
-            "zeros": zeros,
-            "seed": seed,
-            "topology": topology,
-            "bucket_parameters": bucket_parameters,
-            "voters": voters,
-            "workers_per_node": workers_per_node,
-            "nonfinite": nonfinite,
-            "nonfinite_limit": nonfinite_limit,
-            "verify": verify,
-        }
-        MajorityVote(**self._rules)  # raises on bad rules before anything starts
-        check_on_resize(on_resize)
-        self._overlap, self._on_resize = overlap, on_resize
+        self._choose(
+            ties=ties,
+            zeros=zeros,
+            seed=seed,
+            topology=topology,
+            bucket_parameters=bucket_parameters,
+            voters=voters,
+            workers_per_node=workers_per_node,
+            nonfinite=nonfinite,
+            nonfinite_limit=nonfinite_limit,
+            verify=verify,
+            overlap=overlap,
+            on_resize=on_resize,
+            state_dict_type=state_dict_type,
+        )
         self.nonfinite_limit = nonfinite_limit
-        self._choose(state_dict_type)
         self._connections: list[Connection] = []
 
     def __repr__(self) -> str:
@@ -189,6 +190,11 @@ class SignVoteMixin(ShardedCheckpoints, ReplayMixin):
     def teardown(self) -> None:
         self._disconnect()
         super().teardown()
+
+    @override
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        with explained("a barrier", None):
+            super().barrier(*args, **kwargs)
 
     # -- buffers ----------------------------------------------------------------------------------
 

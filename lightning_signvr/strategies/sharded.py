@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
@@ -31,11 +31,6 @@ class ShardedCheckpoints(WholeCheckpoints):
     _on_resize: OnResize
     _folder: CheckpointFolder | None = None
     _state_dict_type: StateDictType = "full"
-
-    def _choose(self, state_dict_type: StateDictType) -> None:
-        if state_dict_type not in get_args(StateDictType):
-            raise ValueError(f'state_dict_type must be "full" or "sharded", got {state_dict_type!r}')
-        self._state_dict_type = state_dict_type
 
     def _check_checkpoint_io(self) -> None:
         chosen = self._checkpoint_io

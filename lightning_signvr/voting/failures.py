@@ -7,8 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 GRACE = 10.0
 """Seconds in which the other ranks can report that they failed as well."""
@@ -39,6 +43,12 @@ def explained(purpose: str, group: dist.ProcessGroup | None) -> Iterator[None]:
         if isinstance(error, CollectiveError):
             raise
         raise CollectiveError(f"{purpose} failed: {_what_happened(purpose, group)} ({error})") from error
+
+
+def forget_report() -> None:
+    """Take back what this rank said before a restart: torchrun may keep the store over restarts."""
+    with suppress(RuntimeError):
+        _store().delete_key(str(dist.get_rank()))
 
 
 class CollectiveError(RuntimeError):
@@ -81,11 +91,7 @@ def _what_happened(purpose: str, group: dist.ProcessGroup | None) -> str:
 
 def _collect(rank: int, ranks: list[int], reports: dict[int, str]) -> None:
     """Report this rank's failure, and add what the others report."""
-    # here, as not every torch has them
-    from torch._C._distributed_c10d import PrefixStore
-    from torch.distributed import distributed_c10d
-
-    store = PrefixStore(_PREFIX, distributed_c10d._get_default_store())
+    store = _store()
     with suppress(NotImplementedError):  # not every kind of store has one
         store.set_timeout(timedelta(seconds=GRACE))
     store.set(str(rank), reports[rank])
@@ -97,3 +103,12 @@ def _collect(rank: int, ranks: list[int], reports: dict[int, str]) -> None:
             if other not in reports and store.check([str(other)]):
                 reports[other] = store.get(str(other)).decode(errors="replace")
         time.sleep(0.05)
+
+
+def _store() -> Store:
+    """Of the process group, for reports."""
+    # here, as not every torch has them
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed import distributed_c10d
+
+    return PrefixStore(_PREFIX, distributed_c10d._get_default_store())

@@ -339,7 +339,7 @@ def test_fabric(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", [SignVoteStrategy, FabricStrategy], ids=["Trainer", "Fabric"])
 def test_an_unknown_type_is_refused(strategy: Any) -> None:
-    with pytest.raises(ValueError, match=r'state_dict_type must be "full" or "sharded", got \'split\''):
+    with pytest.raises(ValueError, match="state_dict_type must be one of 'full', 'sharded', got 'split'"):
         strategy(state_dict_type="split")
 
 
