@@ -80,8 +80,11 @@ def _what_happened(purpose: str, group: dist.ProcessGroup | None) -> str:
         )
     missing = [other for other in ranks if other not in reports]
     if missing:
-        names = ("rank " if len(missing) == 1 else "ranks ") + ", ".join(map(str, missing))
-        return f"no sign of life from {names}: killed, ended or stuck elsewhere; see the output there"
+        names, are = ", ".join(map(str, missing)), "killed, ended or stuck elsewhere"
+        if len(missing) == 1:
+            return f"no sign of life from rank {names}: {are}; see the output there"
+        # gloo gathers in a ring, in which a rank that is beside none of the missing ones just waits
+        return f"no sign of life from ranks {names}: {are}, or some wait for the others; see the output there"
     lines = "\n  ".join(f"rank {other}: {reports[other]}" for other in sorted(reports))
     return (
         "all ranks report the failure, so that the connection between them broke, or they were not in the "

@@ -60,14 +60,19 @@ def ballot(random: Random) -> bool:
     scales = [random.randrange(99) / 8 for _ in range(tensors)] if scaled else None
     detailed, exact = (random.random() < 0.5 for _ in range(2))
     step, digest, most = random.randrange(2**40), random.randrange(2**62), 8 * random.randrange(50)
-    honest = BallotHeader(step, digest, most // 16 * 8, missing, scales, detailed, exact)
+    workers = random.choice([1, 4, 64])
+    nonfinite = random.getrandbits(workers)
+    honest = BallotHeader(step, digest, most // 16 * 8, missing, scales, detailed, exact, nonfinite)
     data = changed(honest.to_bytes(), random)
     try:
-        read = BallotHeader.from_bytes(data, tensors, RANK, step, digest, most, scaled, detailed, exact)
+        read = BallotHeader.from_bytes(
+            data, tensors, RANK, step, digest, most, scaled, detailed, exact, workers
+        )
     except RuntimeError as error:
         return refused(error, f"rank {RANK} ")
     assert (read.step, read.digest, read.detailed, read.exact) == (step, digest, detailed, exact)
     assert read.room in range(0, most + 1, 8)
+    assert 0 <= read.nonfinite < 2**workers
     assert len(read.missing) == tensors
     assert all(flag in (False, True) for flag in read.missing)
     assert (read.scales is None) is not scaled

@@ -19,6 +19,8 @@ FAILS_AT = 2
 
 
 def vote_until(rank: int, victim: int, how: str) -> None:
+    stale = dist.PrefixStore("lightning_signvr/failures", dist.distributed_c10d._get_default_store())
+    stale.set(str(rank), "what this rank said before a restart")
     vote = MajorityVote(dist.new_group(timeout=timedelta(seconds=TIMEOUT)))
     directions = [torch.ones(100), torch.ones(7)]
     for step in range(FAILS_AT + 1):
