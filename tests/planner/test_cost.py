@@ -88,8 +88,8 @@ def test_vote_is_a_sum_of_all_its_parts() -> None:
     step = predict(problem(Cluster(4, Link(1e6, 0.01)), costs=costs, method=method))["vote"]
     assert step.compute == pytest.approx(2 * 0.3)
     assert step.local == pytest.approx(1_000_024 * 36e-6 + 2 * 0.5)
-    # 125,003 bytes of bits make shards of 31,256; 24 + 8 bytes of header up, 40 down
-    assert step.bytes_sent == 3 * (31_256 + 32) + 3 * (31_256 + 40)
+    # 125,003 bytes of bits make shards of 31,256; 32 + 8 bytes of header up, 40 down
+    assert step.bytes_sent == 3 * (31_256 + 40) + 3 * (31_256 + 40)
     assert step.exchange == pytest.approx(step.bytes_sent / 1e6 + (1 + 3) * 0.01)
     assert not step.overlapped
 
@@ -105,7 +105,7 @@ def test_workers_of_a_node_share_its_link() -> None:
     steps = predict(problem(Cluster(8, between, 4, inside)))
     shard = 15_632  # 125,003 bytes in 8 shards
     # all 4 workers of a node send to 4 others; then a ring, of which one edge leaves the node
-    up, down = 4 * 4 * (shard + 32) / 1e6 + 0.01, 7 * ((shard + 40) / 1e6 + 0.01)
+    up, down = 4 * 4 * (shard + 40) / 1e6 + 0.01, 7 * ((shard + 40) / 1e6 + 0.01)
     assert steps["vote"].exchange == pytest.approx(up + down)
     assert steps["fp32"].exchange == pytest.approx(2 * 7 / 8 * 4.000096 + 14 * 0.01)
 
@@ -115,7 +115,7 @@ def test_hierarchical_vote_sends_two_bits_per_node() -> None:
     step = predict(problem(Cluster(8, between, 4, inside)))["hierarchical"]
     slice_shard = 15_632  # a quarter of 125,003 bytes, in 2 shards
     within = 3 * (4.000096e6 / 4 / 1e9 + 1e-3) + 3 * (125_003 / 4 / 1e9 + 1e-3)
-    across = 4 * (2 * slice_shard + 32) / 1e6 + 2 * 0.01  # two nodes vote in one phase
+    across = 4 * (2 * slice_shard + 40) / 1e6 + 2 * 0.01  # two nodes vote in one phase
     assert step.exchange == pytest.approx(within + across)
     assert across < 1.02 * 2 / 2 * 125_003 / 1e6 + 2 * 0.01  # 2 (m - 1) / m bits per parameter and node
     assert "hierarchical" not in predict(problem(Cluster(8, between)))
@@ -216,7 +216,7 @@ def test_bytes_are_those_of_the_library(workers: int, latency: float, topology: 
 def test_bytes_of_many_buckets() -> None:
     shapes = [(3000, 1000), (3000, 1000)]
     step = predict(problem(Cluster(2, Link(1e6, 0.0)), shapes=shapes))["vote"]
-    assert step.bytes_sent == 6_000_000 // 8 + 3 * 32  # three buckets of 2**21 parameters or less
+    assert step.bytes_sent == 6_000_000 // 8 + 3 * 40  # three buckets of 2**21 parameters or less
     costs = Costs(pack=1e-6, tally=0, apply=0, elementwise=0, low_rank=0, per_tensor=0)
     busy = predict(problem(Cluster(2, Link(1e6, 0.0)), costs=costs, shapes=shapes))["vote"]
     # 6 s of packing hide two thirds of 0.75 s of exchange
