@@ -14,7 +14,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -80,7 +80,8 @@ class Run(NamedTuple):
 
 def fit(rank: int, callbacks: list[Callback], resume_from: str | None = None, **options: Any) -> Run:
     """Train; a stop by a signal is no error."""
-    trainer = make_trainer(enable_checkpointing=True, callbacks=callbacks, **options)
+    saves = any(isinstance(callback, Checkpoint) for callback in callbacks)  # else Lightning would, here
+    trainer = make_trainer(enable_checkpointing=saves, callbacks=callbacks, **options)
     module = Regression(seed=rank)
     data = Resumable(batches(rank, STEPS))
     # unequal numbers of batches: where workers look at a signal in validation, they part
