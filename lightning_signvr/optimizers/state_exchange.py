@@ -13,9 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_signvr.optimizers.state_trees import bytes_of, mapped
+from lightning_signvr.voting.failures import explained
 
 CHUNK = 64 * 1024 * 1024  # bytes per message: what is held beside the tensor itself
 OUTLINE = 64 * 1024  # bytes per parameter that names, dtypes and shapes may take: a tensor takes about 90
+
+_PURPOSE = "gathering the workers' optimizer states"
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,15 @@ class Peer:
         return elements if laid_out.stride() == elements.stride() else laid_out.copy_(elements)
 
     def _send_bytes(self, data: Tensor) -> None:
-        for chunk in _chunks(data):
-            dist.send(chunk.to(self.device), dst=self._global_rank, group=self.group)
+        with explained(_PURPOSE, self.group):
+            for chunk in _chunks(data):
+                dist.send(chunk.to(self.device), dst=self._global_rank, group=self.group)
 
     def _receive_bytes(self, data: Tensor) -> None:
         for chunk in _chunks(data):
             arrived = chunk if self.device.type == "cpu" else torch.empty_like(chunk, device=self.device)
-            dist.recv(arrived, src=self._global_rank, group=self.group)
+            with explained(_PURPOSE, self.group):
+                dist.recv(arrived, src=self._global_rank, group=self.group)
             if arrived is not chunk:
                 chunk.copy_(arrived)
 

@@ -49,7 +49,7 @@ class StopTogether(_Base):
         super().setup(trainer)
         self._trainer, self._agreed = trainer, False
         self._asked = {SIGTERM: False, REQUEUE: False}
-        connector: Any = trainer._signal_connector  # makes them the handlers, after this
+        connector: Any = trainer._signal_connector  # which makes these its handlers later
         connector._sigterm_notifier_fn = self._note_sigterm
         if trainer.state.fn == "fit":
             connector._slurm_sigusr_handler_fn = self._note_requeue
@@ -95,9 +95,8 @@ class StopTogether(_Base):
 
     @override
     def on_validation_start(self) -> None:
-        if (
-            self._agreed
-        ):  # Lightning would look in it, after a batch; workers may have unequal numbers of them
+        if self._agreed:
+            # Lightning would look after a batch of it, and workers may have unequal numbers of batches
             raise self.stop_exception
         super().on_validation_start()
 
