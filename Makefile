@@ -10,7 +10,7 @@ JOBS ?= 2
 PIP = -m pip --disable-pip-version-check install
 BIN = $(VENV)/bin
 
-.PHONY: help demo test test-slow lint format docs oldest benchmark clean
+.PHONY: help demo test test-slow lint format docs oldest benchmark soak clean
 
 help:
 	@echo "make demo       train on real data with $(WORKERS) processes: one-bit votes beside DDP"
@@ -21,6 +21,7 @@ help:
 	@echo "make docs       build the documentation into site/"
 	@echo "make oldest     train with the oldest supported versions"
 	@echo "make benchmark  time the codec, the optimizers and the monitors on this machine"
+	@echo "make soak       train 20,000 steps with kills, restarts and NaN, and check all along (10 minutes)"
 	@echo "make clean      remove virtual environments and logs"
 
 $(VENV)/.ready: pyproject.toml constraints/newest.txt
@@ -79,6 +80,9 @@ benchmark: $(VENV)/.ready
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/monitoring.py
+
+soak: $(VENV)/.ready
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) logs lightning_logs site

@@ -301,6 +301,7 @@ class SignOptimizer(Optimizer):
                     self.update(parameter, votes, index, group)
         for group in self.param_groups:
             group["step"] += 1
+        self._finite.forget()
         return loss
 
     def _check_gradients(self) -> None:
