@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import zlib
@@ -27,6 +28,9 @@ from lightning_signvr.checkpoint_files import named_if_unreadable, save
 
 INDEX = "index.json"
 FORMAT = 1
+
+_OURS = re.compile(r"(rank_\d+|shared)-[0-9a-f]{16}\.pt|\.unfinished-.*")
+"""Names in a folder, beside its index."""
 
 
 class CheckpointFolder:
@@ -113,7 +117,8 @@ def write(path: str | Path, shared: Any, own: Any, together: Together | None = N
     A crash of any worker at any byte leaves what was at ``path`` before. A new folder gets its name when all
     of it is on the disk; until then it is ``.unfinished-*`` beside it, which may be deleted after a crash,
     and the next save under the name does. Into a checkpoint folder that is there the new files are written
-    beside the old ones, which are removed after the index has been replaced.
+    beside the old ones, which are removed after the index has been replaced. Where a file or a link has the
+    name, there is an instant in which it is ``.replaced-file-*`` and the folder does not have its name yet.
 
     Args:
         path: of the folder, the same on all workers, on a disk that they share.
@@ -179,11 +184,13 @@ def _unfinished(path: Path) -> str:
 
 
 def _begin(path: Path, target: Path) -> None:
-    if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
-        raise FileExistsError(
-            f"{path} is a folder that is no checkpoint ({INDEX} is missing), and is not overwritten: remove "
-            "it or choose another name"
-        )
+    if path.is_dir() and not path.is_symlink():
+        if not all(_OURS.fullmatch(file.name) for file in path.iterdir()):
+            raise FileExistsError(
+                f"{path} is a folder that is no checkpoint ({INDEX} is missing), and is not overwritten: "
+                "remove it or choose another name"
+            )
+        shutil.rmtree(path)  # left of one that was not removed to the end
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{_unfinished(path)}*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -212,10 +219,18 @@ def _finish(path: Path, target: Path, index: dict[str, Any]) -> None:
     os.replace(unfinished, target / INDEX)
     _sync(target)
     if target != path:
-        if path.is_symlink() or path.is_file():  # a folder cannot replace these in one operation
-            path.unlink()
-        os.rename(target, path)
+        aside = path.with_name(f".replaced-file-{path.stem}")
+        takes_a_file = path.is_symlink() or path.is_file()  # which a folder cannot replace in one operation
+        if takes_a_file:
+            os.rename(path, aside)
+        try:
+            os.rename(target, path)
+        except OSError:
+            if takes_a_file:
+                os.rename(aside, path)
+            raise
         _sync(path.parent)
+        aside.unlink(missing_ok=True)
 
 
 def _text(index: object) -> bytes:
@@ -239,8 +254,8 @@ def _tidy(path: Path, target: Path) -> None:
         return
     with suppress(OSError, RuntimeError):
         keep = f"-{CheckpointFolder(path)._save}.pt"
-        for file in (*path.glob("*-*.pt"), *path.glob(".unfinished-*")):
-            if not file.name.endswith(keep):
+        for file in path.iterdir():
+            if _OURS.fullmatch(file.name) and not file.name.endswith(keep):
                 file.unlink()
 
 

@@ -18,12 +18,12 @@ def broadcast_state(module: nn.Module) -> None:
     """Give all ranks rank 0's parameters and buffers, bit for bit; a collective."""
     if _alone():
         return
-    with explained("giving all ranks the first one's parameters", None):
-        for tensor in (*module.parameters(), *module.buffers()):
-            contiguous = tensor.detach().contiguous()
+    for tensor in (*module.parameters(), *module.buffers()):
+        contiguous = tensor.detach().contiguous()
+        with explained("giving all ranks the first one's parameters", None):
             dist.broadcast(contiguous, src=0)
-            if contiguous.data_ptr() != tensor.data_ptr():
-                tensor.copy_(contiguous)
+        if contiguous.data_ptr() != tensor.data_ptr():
+            tensor.copy_(contiguous)
 
 
 @torch.no_grad()

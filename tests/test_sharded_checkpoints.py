@@ -496,3 +496,42 @@ def test_a_trap_does_not_go_off(kind: str, tmp_path: Path) -> None:
     assert not victim.exists()
     torch.load(next((tmp_path / "saved").glob(f"{kind}-*")), weights_only=False)
     assert victim.exists()  # it was one
+
+
+def test_other_files_in_a_checkpoint_folder_are_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    write(folder, {"step": 1}, {})
+    for name in ("my-weights.pt", "rank_0-mine.pt"):
+        (folder / name).write_text("mine")
+    write(folder, {"step": 2}, {})
+    assert CheckpointFolder(folder).read(None) == {"step": 2}
+    assert {file.name for file in folder.glob("*m*.pt")} == {"my-weights.pt", "rank_0-mine.pt"}
+    assert len(list(folder.iterdir())) == 3 + 2
+
+
+def test_a_folder_that_was_not_removed_to_the_end_is_no_obstacle(tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    write(folder, {"step": 1}, {})
+    (folder / INDEX).unlink()
+    write(folder, {"step": 2}, {})
+    assert CheckpointFolder(folder).read(None) == {"step": 2}
+
+
+def test_a_file_that_a_folder_cannot_replace_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "last.ckpt", os.rename
+    path.write_text("old")
+
+    def full(source: Any, target: Any) -> None:
+        if Path(source).is_dir():
+            raise OSError("no room")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="no room"):
+        write(path, {"step": 1}, {})
+    assert path.read_text() == "old"
+    monkeypatch.undo()
+    write(path, {"step": 1}, {})
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]

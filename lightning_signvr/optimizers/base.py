@@ -149,6 +149,10 @@ class SignOptimizer(Optimizer):
         """Whether there is no NaN or inf in a parameter's gradients of this step."""
         return self._finite.of(parameter, self.gradients(parameter))
 
+    def forget_gradients(self) -> None:
+        """Whatever is known of gradients is of another step."""
+        self._finite.forget()
+
     def gradients(self, parameter: Tensor) -> list[Tensor]:
         """A parameter's gradients of this step, also at other points."""
         return [] if parameter.grad is None else [parameter.grad]
@@ -301,7 +305,6 @@ class SignOptimizer(Optimizer):
                     self.update(parameter, votes, index, group)
         for group in self.param_groups:
             group["step"] += 1
-        self._finite.forget()
         return loss
 
     def _check_gradients(self) -> None:
@@ -312,14 +315,14 @@ class SignOptimizer(Optimizer):
 
     def _may_step(self, parameters: Sequence[Tensor]) -> bool:
         """Whether the step is to be taken; a collective where a worker's NaN or inf stops all."""
-        self._finite.forget()
-        gradients = {parameter: self.gradients(parameter) for parameter in parameters}
-        device = common_device(parameters)
-        if self.vote.nonfinite != "abstain":
-            return self.vote.may_step(self._finite.look(gradients), device)
-        if device.type != "cpu" and self.overlapped is None:
-            self._finite.look(gradients)
-        return True
+        if self.overlapped is not None:
+            return True
+        self.forget_gradients()
+        device, asks = common_device(parameters), self.vote.nonfinite != "abstain"
+        if device.type == "cpu" and not asks:
+            return True
+        finite = self._finite.look({parameter: self.gradients(parameter) for parameter in parameters})
+        return self.vote.may_step(finite, device) if asks else True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but every worker takes its own state and every tensor keeps its dtype.
@@ -334,6 +337,7 @@ class SignOptimizer(Optimizer):
         """
         if KEY in state_dict:
             state_dict = own_rank_state(state_dict, self.vote.rank, self.vote.workers)
+        self.vote.nonfinite_ranks.in_a_row.clear()
         super().load_state_dict(state_dict)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for parameter, key in zip(group["params"], saved["params"], strict=True):

@@ -92,6 +92,7 @@ class Overlap:
         pairs = trained(optimizer)
         self._places = {parameter: (index, group) for index, (parameter, group) in enumerate(pairs)}
         optimizer.vote.step = optimizer.param_groups[0]["step"]
+        optimizer.forget_gradients()
         self._open = optimizer.vote.open([parameter for parameter, _ in pairs], backwards=True)
         return self._open
 

@@ -85,8 +85,9 @@ def _replace_by_vote(optimizer: Optimizer, vote: MajorityVote) -> None:
     for index, parameter in enumerate(parameters):
         if parameter.grad is not None:
             check_signable(parameter.grad, f"the gradient of parameter {index}")
+    device = common_device(parameters)
     finite = are_finite([p.new_zeros(()) if p.grad is None else p.grad for p in parameters])
-    if vote.nonfinite != "abstain" and not vote.may_step(all(finite), common_device(parameters)):
+    if vote.nonfinite != "abstain" and not vote.may_step(all(finite), device):
         for parameter in parameters:
             parameter.grad = None  # which a torch optimizer leaves alone
         return

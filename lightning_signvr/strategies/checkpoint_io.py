@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,13 @@ class WholeCheckpointMixin(_Base):
             check_whole(file, path)
         with named_if_unreadable(path):
             return super().load_checkpoint(path, *args, **kwargs)
+
+    @override
+    def remove_checkpoint(self, path: Any) -> None:
+        if os.path.islink(path):  # to a folder: not every version of fsspec removes that
+            os.unlink(path)
+        else:
+            super().remove_checkpoint(path)
 
 
 class WholeCheckpoints:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,12 @@ else:
 
 log = logging.getLogger(__name__)
 
+_NO_CHECKPOINT = (
+    "no checkpoint can be saved after an error: saving takes all workers, and the others may be elsewhere or "
+    "gone. Resume from the last checkpoint. (OnExceptionCheckpoint and save_on_exception=True do save where "
+    "SIGTERM has stopped all workers after the same step.)"
+)
+
 SIGTERM, REQUEUE = "SIGTERM", "the signal to requeue"
 
 
@@ -35,7 +42,7 @@ class StopTogether(_Base):
     step; a validation that was due is left out. After the signal to requeue, Lightning's handler saves its
     checkpoint and requeues the job.
 
-    After any other error of a worker such callbacks would wait for the others: they get an error instead.
+    After any other error of a worker such callbacks would wait for the others: the error goes on instead.
 
     Name it before the other bases, so that it is asked before a checkpoint's first collective.
     """
@@ -75,16 +82,33 @@ class StopTogether(_Base):
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
     ) -> Any:
-        mine = [(self.global_rank + 1) * asked for asked in self._asked.values()]
-        marks = torch.tensor(mine, device=self.root_device)
         # it takes its way during forward, backward and vote, and all look at it after the same step
-        work: Any = dist.all_reduce(marks, dist.ReduceOp.MAX, async_op=True)
+        marks, work = self._tell()
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
         work.wait()
         for name, mark in zip(self._asked, marks.tolist(), strict=True):
             if mark:
                 self._stop(name, mark - 1)
         return result
+
+    def _tell(self) -> tuple[torch.Tensor, Any]:
+        """Tell the others which signals came here; what all were told, when the work is done."""
+        mine = [(self.global_rank + 1) * asked for asked in self._asked.values()]
+        marks = torch.tensor(mine, device=self.root_device)
+        return marks, dist.all_reduce(marks, dist.ReduceOp.MAX, async_op=True)
+
+    @override
+    def on_train_end(self) -> None:
+        """A signal after the last step must not be lost: the program may go on to another fit."""
+        super().on_train_end()
+        if self._agreed:
+            return
+        marks, work = self._tell()
+        work.wait()
+        mark = marks.tolist()[list(self._asked).index(SIGTERM)]
+        if mark:
+            self._stop(SIGTERM, mark - 1)
+            raise self.stop_exception
 
     def _stop(self, name: str, worker: int) -> None:
         assert self._trainer is not None
@@ -104,13 +128,14 @@ class StopTogether(_Base):
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        interrupted = self._trainer is not None and self._trainer.interrupted
-        if interrupted and not self._agreed and self.world_size > 1:
-            raise RuntimeError(
-                "no checkpoint can be saved after an error: saving takes all workers, and the others may be "
-                "elsewhere or gone. Resume from the last checkpoint. (OnExceptionCheckpoint and "
-                "save_on_exception=True do save where SIGTERM has stopped all workers after the same step.)"
-            )
+        trainer = self._trainer
+        if trainer is not None and trainer.interrupted and not self._agreed and self.world_size > 1:
+            log.error(_NO_CHECKPOINT)
+            # what Lightning would do after the callbacks
+            for logger in trainer.loggers:
+                logger.finalize("failed")
+            trainer._signal_connector.teardown()
+            raise sys.exc_info()[1] or RuntimeError(_NO_CHECKPOINT)  # callbacks are called where it is caught
         return super().lightning_module_state_dict()
 
     @override

@@ -41,10 +41,29 @@ class BallotBox:
         self._vote = vote
         self._ballots: dict[tuple[object, ...], Ballot] = {}
         self.nodes: Nodes | None = None
+        self._has_agreed = False
+
+    def agree(self, device: torch.device) -> None:
+        """Compare the rules before anything else is exchanged; a collective where nothing was yet.
+
+        Raises:
+            ValueError: a device that the process group cannot exchange.
+            RuntimeError: another rank votes by other rules, or at another step.
+        """
+        if not self._has_agreed:
+            self._agree(Layout.of([]), (False, False), device)
+            self._has_agreed = True
+
+    def _agree(self, layout: Layout, extras: tuple[bool, bool], device: torch.device) -> None:
+        vote = self._vote
+        check_backend(vote.process_group, device)
+        rules = (vote.rules, extras)
+        check_agreement(layout, rules, vote.step, device, vote.workers, vote.process_group, vote.traffic)
 
     def forget(self) -> None:
         """Let go of all buffers, and of what other ranks are thought to remember."""
         self._ballots.clear()
+        self._has_agreed = False
 
     def get(
         self,
@@ -78,9 +97,7 @@ class BallotBox:
         route: Route = "two_phase"
         nodes: Nodes | None = None
         if workers > 1:
-            check_backend(vote.process_group, device)
-            rules = (vote.rules, extras)
-            check_agreement(layout, rules, vote.step, device, workers, vote.process_group, vote.traffic)
+            self._agree(layout, extras, device)
             nodes = self._find_nodes(device)
             if splits:
                 route = self._route(layout, device, workers, nodes)

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -95,8 +94,6 @@ def _what_happened(purpose: str, group: dist.ProcessGroup | None) -> str:
 def _collect(rank: int, ranks: list[int], reports: dict[int, str]) -> None:
     """Report this rank's failure, and add what the others report."""
     store = _store()
-    with suppress(NotImplementedError):  # not every kind of store has one
-        store.set_timeout(timedelta(seconds=GRACE))
     store.set(str(rank), reports[rank])
     end, one_is_left = time.monotonic() + GRACE, False
     while len(reports) < len(ranks) and time.monotonic() < end:

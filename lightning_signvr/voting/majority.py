@@ -156,6 +156,7 @@ class MajorityVote:
         self.last: VotedSigns | None = None
         self.detailed = False
         self._details_requested = False
+        self._is_open = False
         self._box = BallotBox(self)
 
     def __repr__(self) -> str:
@@ -163,7 +164,7 @@ class MajorityVote:
         return f"{type(self).__name__}(ties={self.ties!r}, zeros={self.zeros!r}, seed={self.seed}{nodes})"
 
     def __getstate__(self) -> dict[str, object]:
-        state = {**self.__dict__, "last": None, "exchange_group": self.process_group}
+        state = {**self.__dict__, "last": None, "exchange_group": self.process_group, "_is_open": False}
         del state["_box"]
         return state
 
@@ -253,6 +254,7 @@ class MajorityVote:
         """
         flags = torch.tensor([not finite], dtype=torch.uint8, device=device)
         if self.workers > 1:
+            self._box.agree(device)
             self.traffic.purpose = f"asking for gradients that are not finite before step {self.step}"
             everyones = flags.new_empty(self.workers, 1)
             wait(self.traffic.all_gather(everyones, flags, self.process_group))
@@ -314,15 +316,22 @@ class MajorityVote:
             )
         layout, shapes, device = Layout.of(like), [tensor.shape for tensor in like], common_device(like)
         extras = (scales is not None, decision.scaled_answer)
+        if self._is_open:
+            raise RuntimeError(
+                "the last vote has begun and was not ended (an error between backward and the end of a "
+                "step?): the workers may have parted. Resume from the last checkpoint"
+            )
         self.nonfinite_ranks.check()
         self.traffic.purpose = f"the vote of step {self.step} on {len(shapes)} tensors"
         ballot = self._box.get(layout, shapes, extras, device, decision.splits and not any(extras), backwards)
         detailed, self._details_requested = self.detailed or self._details_requested, False
         terms = Terms(self.step, decision, detailed, self.exchange_group, self.traffic)
+        self._is_open = self.workers > 1
         return OpenVote(self, ballot, terms, layout, shapes, scales)
 
     def _end(self, votes: VotedSigns) -> None:
         """An open vote has come to its end."""
+        self._is_open = False
         self.nonfinite_ranks.note(self.step, votes.nonfinite, speaks=self.rank == 0)
         self.last = votes
         self.step += 1

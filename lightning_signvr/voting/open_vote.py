@@ -10,6 +10,7 @@ import torch
 from lightning_signvr.signs import Counts
 from lightning_signvr.voting.ballot import Ballot
 from lightning_signvr.voting.exchange import Terms
+from lightning_signvr.voting.failures import CollectiveError
 from lightning_signvr.voting.layout import Layout
 from lightning_signvr.voting.nonfinite import MaybeDirection
 from lightning_signvr.voting.result import VotedSigns
@@ -131,6 +132,9 @@ class OpenVote:
     def _guarded(self, step: Callable[[], T]) -> T:
         try:
             return step()
+        except CollectiveError:
+            raise
         except BaseException:
+            self._vote._is_open = False  # all ranks have found it and left the group alike
             self._vote._box.forget()  # what each side remembers of the other's planes may have parted
             raise

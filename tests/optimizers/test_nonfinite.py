@@ -249,10 +249,27 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exceptio
         MajorityVote(**arguments)
 
 
-def other_rules(rank: int) -> None:
-    MajorityVote(nonfinite="skip" if rank else "abstain")([torch.ones(3)])
+def other_rules(rank: int, rules: tuple[dict[str, Any], dict[str, Any]], foreign: bool) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    vote = MajorityVote(**rules[rank])
+    optimizer: Any = torch.optim.SGD([weight], lr=0.1) if foreign else Signum([weight], vote=vote)
+    if foreign:
+        vote_gradients(optimizer, vote)
+    weight.grad = torch.ones(3)
+    optimizer.step()
 
 
-def test_all_ranks_have_the_same_rule() -> None:
-    with pytest.raises(WorkerError, match="the ranks do not vote on the same tensors by the same rules"):
-        run_workers(other_rules, 2)
+@pytest.mark.parametrize("foreign", [False, True])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ({"nonfinite": "abstain"}, {"nonfinite": "skip"}),
+        ({"nonfinite": "skip"}, {"nonfinite": "raise"}),
+        ({"nonfinite": "skip"}, {"nonfinite": "skip", "verify": True}),
+        ({"nonfinite_limit": 3}, {}),
+    ],
+)
+def test_all_ranks_have_the_same_rules(rules: tuple[dict[str, Any], dict[str, Any]], foreign: bool) -> None:
+    with pytest.raises(WorkerError) as error:
+        run_workers(other_rules, 2, rules, foreign)
+    assert str(error.value).count("RuntimeError: the ranks do not vote on the same tensors by the same") == 2

@@ -140,3 +140,24 @@ def test_tensors_that_the_backend_cannot_exchange(disagreed):
 def test_the_group_is_as_good_as_new_afterwards(disagreed):
     expected = expected_outcome([random(rank, 0) for rank in range(3)], 0)
     assert all(outcome == expected for _, outcome in disagreed)
+
+
+def abandoned(rank, how):
+    """The error of the vote after one that was begun and not ended."""
+    vote, like = MajorityVote(bucket_parameters=64), [torch.zeros(64)] * 6
+    vote(like, like)
+    if how == "left open":
+        begun = vote.open(like)
+        for index in range(3):
+            begun.put(index, torch.ones(64))
+    else:
+        with pytest.raises(KeyError):
+            vote((like[index] if index < 3 else {}["x"] for index in range(6)), like)
+    with pytest.raises(RuntimeError, match="the last vote has begun and was not ended"):
+        vote(like, like)
+    return True
+
+
+@pytest.mark.parametrize("how", ["left open", "directions fail"])
+def test_a_vote_after_one_that_was_not_ended_is_refused(how):
+    assert all(run_workers(abandoned, 2, how))
