@@ -20,7 +20,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from timing import Operation, ratios, take_turns, times
+from timing import Operation, publish, ratios, take_turns, times
 from torch import Tensor, nn
 
 import lightning_signvr
@@ -257,10 +257,7 @@ def main() -> int:
             free()
         lines += steps_report(shapes, done)
     text = "\n".join(lines)
-    print(text, end="")
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text)
+    publish(text, arguments.output)
     return 0
 
 

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from models import MODELS
 from network import Network, NetworkUnavailableError, torchrun_variables, wait_for
-from timing import cpu_model
+from timing import cpu_model, publish
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -165,10 +165,7 @@ def main() -> None:
         text = report(arguments.nodes, arguments.per_node, arguments.rate, arguments.steps)
     except NetworkUnavailableError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    print(text, end="")
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text)
+    publish(text, arguments.output)
 
 
 if __name__ == "__main__":

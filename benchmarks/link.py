@@ -26,7 +26,7 @@ from typing import Any
 from link_worker import METHODS
 from models import MODELS
 from network import Network, NetworkUnavailableError
-from timing import heading
+from timing import heading, publish
 
 RATES = {"100 Mbit/s": ("100mbit", 1e8), "1 Gbit/s": ("1gbit", 1e9), "unshaped": (None, float("inf"))}
 WORKER = str(Path(__file__).with_name("link_worker.py"))
@@ -354,10 +354,7 @@ def main() -> None:
     if profiles:
         lines += ["## Profiles", "", *profiles]
     text = "\n".join(lines).rstrip() + "\n"
-    print(text, end="")
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text)
+    publish(text, arguments.output)
     if arguments.plot is not None:
         plot(arguments.plot, found, f"Training {what}")
 

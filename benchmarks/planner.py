@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from network import Network, NetworkUnavailableError, torchrun_variables, wait_for
-from timing import heading
+from timing import heading, publish
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -190,10 +190,7 @@ def main() -> None:
     load = f"Load average of the {os.cpu_count()} cores before it began: {os.getloadavg()[0]:.1f}."
     found, left_out = all_networks([__file__, *options])
     text = report(arguments.width, arguments.repeats, found, [load, *left_out])
-    print(text, end="")
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text)
+    publish(text, arguments.output)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from network import torchrun_variables, wait_for
-from timing import Operation, heading, take_turns
+from timing import Operation, heading, publish, take_turns
 
 from lightning_signvr import MajorityVote
 from lightning_signvr.signs.tally import majority
@@ -133,10 +133,7 @@ def main() -> None:
         work(arguments.size)
         return
     text = report(arguments.size, arguments.repeats, arguments.workers)
-    print(text, end="")
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text)
+    publish(text, arguments.output)
 
 
 if __name__ == "__main__":

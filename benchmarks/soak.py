@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from soak_checks import ALIVE, INVARIANTS, SURVIVORS, Observer
 from soak_worker import METHODS, SPOILS, Done, Failed, Restored, Step, Task, make_net, work, write_data
-from timing import cpu_model
+from timing import cpu_model, publish
 
 import lightning_signvr
 from lightning_signvr.checkpoint_files import load
@@ -321,10 +321,7 @@ def main() -> None:
 
     result = run(options)
     text = report(result)
-    print(text, end="")
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text)
+    publish(text, options.output)
     if result.observer.checks.violated:
         sys.exit(1)
 

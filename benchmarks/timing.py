@@ -54,6 +54,14 @@ def take_turns(operations: Sequence[Operation], repeats: int) -> None:
             operation.time_once()
 
 
+def publish(text: str, output: Path | None) -> None:
+    """Print it, and write it to a file where one is named."""
+    print(text, end="")
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text)
+
+
 def heading(title: str, repeats: int) -> list[str]:
     """Title and circumstances."""
     return [
@@ -125,7 +133,4 @@ def run_cli(
     timed = operations(arguments.size)
     take_turns(timed, arguments.repeats)
     text = report(arguments.size, arguments.repeats, timed)
-    print(text, end="")
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text)
+    publish(text, arguments.output)

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from lightning_signvr.optimizers import AnchoredOptimizer
 from lightning_signvr.voting.group import world
-from lightning_signvr.voting.nonfinite import NonfiniteRanks, check_limit
+from lightning_signvr.voting.nonfinite import NonfiniteRanks
+from lightning_signvr.voting.rules import check_optional_count
 from lightning_signvr.voting.traffic import Traffic
 
 
@@ -62,7 +63,7 @@ class SharedGradScaler(GradScaler):
         nonfinite_limit: int | None = 50,
     ) -> None:
         super().__init__(device, init_scale, growth_factor, backoff_factor, growth_interval, enabled)
-        check_limit(nonfinite_limit)
+        check_optional_count("nonfinite_limit", nonfinite_limit, "for no limit")
         self.process_group = process_group
         self.nonfinite_limit = nonfinite_limit
         self.traffic = Traffic(purpose="the exchange of overflow flags")
@@ -130,15 +131,13 @@ class SharedGradScaler(GradScaler):
         ranks = [rank for rank, flag in enumerate(overflowed) if flag]
         nonfinite.note(self._steps[key], ranks, speaks=world(self.process_group)[0] == 0)
         self._steps[key] += 1
-        limit = self.nonfinite_limit
-        lost = [rank for rank, steps in nonfinite.in_a_row.items() if limit is not None and steps >= limit]
-        if lost:
-            names = ", ".join(f"rank {rank}" for rank in lost)
+        if nonfinite.lost:
+            names = ", ".join(f"rank {rank}" for rank in nonfinite.lost)
             raise RuntimeError(
-                f"the gradients of {names} had NaN or inf in {limit} steps in a row, at any loss scale, and "
-                "all ranks skip such steps: look for NaN in the data and the loss there; where float16 is "
-                "too narrow for the model, train in bfloat16; where the scale began far too large, give the "
-                "GradScaler a smaller init_scale or a larger nonfinite_limit"
+                f"the gradients of {names} had NaN or inf in {nonfinite.limit} steps in a row, at any loss "
+                "scale, and all ranks skip such steps: look for NaN in the data and the loss there; where "
+                "float16 is too narrow for the model, train in bfloat16; where the scale began far too "
+                "large, give the GradScaler a smaller init_scale or a larger nonfinite_limit"
             )
 
     def overflowed(self, optimizer: Optimizer) -> bool:

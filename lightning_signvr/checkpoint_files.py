@@ -38,8 +38,7 @@ def save(contents: Any, path: str | Path) -> None:
         {'step': 7}
     """
     path = Path(path)
-    # not a name with the checkpoint's own in it, which programs that look for the last one may take
-    unfinished = path.with_name(f".unfinished-{zlib.crc32(path.name.encode()):08x}")
+    unfinished = path.with_name(unfinished_name(path))
     try:
         with open(unfinished, "wb") as file:
             with _checksums():
@@ -50,12 +49,23 @@ def save(contents: Any, path: str | Path) -> None:
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write fails
         unfinished.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written: {error}; what was there before is untouched") from error
-    if os.name == "posix":  # the new name, too, must outlive a loss of power
-        folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def unfinished_name(path: Path) -> str:
+    """What is written first, and takes the name of ``path`` when all of it is there."""
+    # not a name with the checkpoint's own in it, which programs that look for the last one may take
+    return f".unfinished-{zlib.crc32(path.name.encode()):08x}"
+
+
+def sync_folder(folder: Path) -> None:
+    """A new name in it, too, must outlive a loss of power."""
+    if os.name == "posix":
+        opened = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
 
 
 def load(path: str | Path) -> Any:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from lightning_signvr.acting_together import Together
-from lightning_signvr.checkpoint_files import named_if_unreadable, save
+from lightning_signvr.checkpoint_files import named_if_unreadable, save, sync_folder, unfinished_name
 
 INDEX = "index.json"
 FORMAT = 1
@@ -139,7 +139,7 @@ def write(path: str | Path, shared: Any, own: Any, together: Together | None = N
     is_there = (path / INDEX).is_file() and not path.is_symlink()
     number, in_place = together.exchange(secrets.randbits(62), int(is_there))[0]
     save_name = f"{number:016x}"
-    target = path if in_place else path.with_name(f"{_unfinished(path)}{save_name}")
+    target = path if in_place else path.with_name(f"{unfinished_name(path)}-{save_name}")
     try:
         with together.or_nobody(f"saving {path}"):
             if first and not in_place:
@@ -178,11 +178,6 @@ def _name(rank: int | None, save_name: str) -> str:
     return f"{'shared' if rank is None else f'rank_{rank}'}-{save_name}.pt"
 
 
-def _unfinished(path: Path) -> str:
-    # not a name with the checkpoint's own in it, which programs that look for the last one may take
-    return f".unfinished-{zlib.crc32(path.name.encode()):08x}-"
-
-
 def _begin(path: Path, target: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         if not all(_OURS.fullmatch(file.name) for file in path.iterdir()):
@@ -192,7 +187,7 @@ def _begin(path: Path, target: Path) -> None:
             )
         shutil.rmtree(path)  # left of one that was not removed to the end
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{_unfinished(path)}*"):
+    for left in path.parent.glob(f"{unfinished_name(path)}-*"):
         shutil.rmtree(left, ignore_errors=True)
     target.mkdir()
 
@@ -217,7 +212,7 @@ def _finish(path: Path, target: Path, index: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, target / INDEX)
-    _sync(target)
+    sync_folder(target)
     if target != path:
         aside = path.with_name(f".replaced-file-{path.stem}")
         takes_a_file = path.is_symlink() or path.is_file()  # which a folder cannot replace in one operation
@@ -229,22 +224,12 @@ def _finish(path: Path, target: Path, index: dict[str, Any]) -> None:
             if takes_a_file:
                 os.rename(aside, path)
             raise
-        _sync(path.parent)
+        sync_folder(path.parent)
         aside.unlink(missing_ok=True)
 
 
 def _text(index: object) -> bytes:
     return json.dumps(index, sort_keys=True).encode()
-
-
-def _sync(folder: Path) -> None:
-    """A new name, too, must outlive a loss of power."""
-    if os.name == "posix":
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
 
 
 def _tidy(path: Path, target: Path) -> None:

@@ -43,9 +43,8 @@ def average_buffers(module: nn.Module) -> None:
     first = mine.clone()
     with explained("averaging buffers", None):
         dist.broadcast(first, src=0)
-    reference, finite = first.nan_to_num(0.0, 0.0, 0.0), mine.isfinite()
-    sums = torch.stack([torch.where(finite, mine - reference, 0.0), finite.double()])
-    with explained("averaging buffers", None):
+        reference, finite = first.nan_to_num(0.0, 0.0, 0.0), mine.isfinite()
+        sums = torch.stack([torch.where(finite, mine - reference, 0.0), finite.double()])
         dist.all_reduce(sums)
     differences, ranks = sums
     means = torch.where(ranks > 0, reference + differences / ranks, first)

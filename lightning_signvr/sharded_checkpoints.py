@@ -62,8 +62,8 @@ def save(
     both = sorted(contents.keys() & optimizers.keys())
     if both:
         raise ValueError(f"contents and optimizers must have different names, got {both} in both")
-    named = {name: without_state(state_dict, name) for name, state_dict in optimizers.items()}
-    own = {name: state_dict["state"] for name, state_dict in optimizers.items()}
+    named = {name: dict(state_dict) for name, state_dict in optimizers.items()}
+    own = {name: take_state(state_dict, name) for name, state_dict in named.items()}
     write(path, {**contents, **named}, own, Together(group, device))
 
 
@@ -130,9 +130,11 @@ def consolidate(folder: str | Path, path: str | Path) -> None:
     save_file(checkpoint, path)
 
 
-def without_state(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """An optimizer's ``state_dict`` for the file that all workers share."""
-    return {**{key: value for key, value in state_dict.items() if key != "state"}, IN_RANK_FILES: name}
+def take_state(state_dict: dict[str, Any], name: str) -> State:
+    """Take a worker's own state out of an optimizer's ``state_dict``, of which all workers share the rest."""
+    state: State = state_dict.pop("state")
+    state_dict[IN_RANK_FILES] = name
+    return state
 
 
 def complete(checkpoint: Any, folder: CheckpointFolder, together: Together, on_resize: OnResize) -> Any:

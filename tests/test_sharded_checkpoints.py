@@ -17,14 +17,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_signvr.checkpoint_folders import INDEX, CheckpointFolder, write
 from lightning_signvr.optimizers import EFSignum, Signum
 from lightning_signvr.optimizers.rank_states import with_rank_states
 from lightning_signvr.sharded_checkpoints import IN_RANK_FILES, consolidate, load, save
-from tests.strategies.helpers import LR, LogLines, batches, parameters_of, same_on_all, state_of
+from tests.strategies.helpers import (
+    LR,
+    LogLines,
+    batches,
+    parameters_of,
+    same,
+    same_on_all,
+    state_of,
+)
 from tests.workers import WorkerError, _context, run_workers
 
 STEPS = 4  # before a save, and as many after it
@@ -53,16 +61,6 @@ def trained(rank: int, path: str, name: str = "Signum", steps: int = STEPS) -> n
     contents = {"model": net.state_dict(), "step": steps}
     save(path, contents, {"optimizer": optimizer.state_dict()})
     return state_of(optimizer)
-
-
-def same(found: Any, expected: Any) -> bool:
-    if isinstance(expected, Tensor):
-        return found.dtype == expected.dtype and torch.equal(found, expected)
-    if isinstance(expected, dict):
-        return list(found) == list(expected) and all(same(found[key], expected[key]) for key in expected)
-    if isinstance(expected, (list, tuple)):
-        return len(found) == len(expected) and all(map(same, found, expected))
-    return type(found) is type(expected) and bool(found == expected)
 
 
 def names(folder: Path) -> list[str]:

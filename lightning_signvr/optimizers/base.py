@@ -13,10 +13,11 @@ from lightning_signvr.estimators import Estimator, recipe_of
 from lightning_signvr.optimizers.checks import check_at_least_zero
 from lightning_signvr.optimizers.finite_gradients import FiniteGradients
 from lightning_signvr.optimizers.gathering import trained
+from lightning_signvr.optimizers.joint_update import update_together
 from lightning_signvr.optimizers.overlapping import Overlap
 from lightning_signvr.optimizers.rank_states import KEY, own_rank_state
 from lightning_signvr.optimizers.resizing import OWNER
-from lightning_signvr.signs import Direction, add_signs_all_, check_signable
+from lightning_signvr.signs import Direction, check_signable
 from lightning_signvr.signs.dispatch import triton_kernels
 from lightning_signvr.voting import MajorityVote, ScaledMeanVote, VotedSigns
 from lightning_signvr.voting.layout import common_device
@@ -233,32 +234,6 @@ class SignOptimizer(Optimizer):
         """
         return None
 
-    def _update_together(
-        self,
-        votes: VotedSigns,
-        indices: Sequence[int],
-        parameters: Sequence[Tensor],
-        groups: Sequence[dict[str, Any]],
-    ) -> None:
-        """:meth:`before_update` and :meth:`update` of some parameters, those of a group by one launch."""
-        members: dict[int, list[int]] = {}
-        for index in indices:
-            if votes.present[index]:
-                members.setdefault(id(groups[index]), []).append(index)
-            else:
-                self.before_update(parameters[index], votes, index, groups[index])
-        for chosen in members.values():
-            group, targets = groups[chosen[0]], [parameters[index] for index in chosen]
-            copies = self.room_for_old(targets, group)
-            if copies is None:
-                for index, target in zip(chosen, targets, strict=True):
-                    self.before_update(target, votes, index, group)
-            alpha, decay = self.move(group)
-            offsets = [votes.layout.offsets[index] for index in chosen]
-            add_signs_all_(
-                targets, votes.negative, offsets, alpha, zeros=votes.undecided, decay=decay, copies=copies
-            )
-
     @overload
     def step(self, closure: None = ...) -> None: ...
 
@@ -296,7 +271,7 @@ class SignOptimizer(Optimizer):
         together = together and triton_kernels(votes.planes.device) is not None
         for indices in votes.batches():
             if together:
-                self._update_together(votes, indices, parameters, groups)
+                update_together(self, votes, indices, parameters, groups)
                 continue
             for index in indices:
                 parameter, group = parameters[index], groups[index]

@@ -24,7 +24,6 @@ from lightning_signvr.planner.measured import Measured
 from lightning_signvr.planner.units import format_rate, format_seconds, parse_duration
 from lightning_signvr.signs import add_signs_, majority, pack_signs_and_abstentions
 from lightning_signvr.voting import LocalVote
-from lightning_signvr.voting.pending import wait
 from lightning_signvr.voting.traffic import Traffic
 
 ELEMENTS = 16 * 2**20
@@ -122,8 +121,8 @@ def _vote_exchange(size: int, workers: int, device: torch.device) -> Callable[[]
     received, traffic = torch.empty_like(sent), Traffic()
 
     def run() -> None:
-        wait(traffic.all_to_all(received, sent, None))
-        wait(traffic.all_gather(received, sent[0], None))
+        traffic.all_to_all(received, sent, None).wait()
+        traffic.all_gather(received, sent[0], None).wait()
 
     return run
 
@@ -149,7 +148,8 @@ def _measure_overlap(watch: Stopwatch, size: int, seconds: float) -> float:
     def both() -> None:
         work = dist.all_reduce(numbers, async_op=True)
         compute()
-        wait(work)
+        assert work is not None
+        work.wait()
 
     hidden = []
     for _ in range(REPEATS):  # in turns: what else runs on the machine slows all three

@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from lightning_signvr.acting_together import Together
 from lightning_signvr.checkpoint_folders import CheckpointFolder, write
 from lightning_signvr.connecting import Connection
 from lightning_signvr.optimizers import SignOptimizer
 from lightning_signvr.optimizers.resizing import OnResize
-from lightning_signvr.sharded_checkpoints import IN_RANK_FILES, complete
+from lightning_signvr.sharded_checkpoints import IN_RANK_FILES, complete, take_state
 from lightning_signvr.strategies.checkpoint_io import WholeCheckpoints
 
 StateDictType = Literal["full", "sharded"]
@@ -26,7 +24,6 @@ StateDictType = Literal["full", "sharded"]
 class ShardedCheckpoints(WholeCheckpoints):
     """For strategies: checkpoints are files or folders, and both are read."""
 
-    root_device: torch.device
     is_global_zero: bool
     _on_resize: OnResize
     _folder: CheckpointFolder | None = None
@@ -65,8 +62,7 @@ class ShardedCheckpoints(WholeCheckpoints):
         own = {}
         for name, (connection, state) in states.items():
             if isinstance(connection.optimizer, SignOptimizer) and "state" in state:
-                own[name] = state.pop("state")
-                state[IN_RANK_FILES] = name
+                own[name] = take_state(state, name)
         write(path, contents, own, Together(device=self.root_device))
 
     @contextmanager

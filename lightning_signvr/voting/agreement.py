@@ -7,7 +7,6 @@ import torch.distributed as dist
 
 from lightning_signvr.voting.failures import forget_report
 from lightning_signvr.voting.layout import Layout
-from lightning_signvr.voting.pending import wait
 from lightning_signvr.voting.traffic import Traffic
 
 
@@ -39,7 +38,7 @@ def check_agreement(
     everyones = mine.new_empty(workers, 4)
     forget_report()
     with traffic.unverified():  # whether checksums travel is one of the rules
-        wait(traffic.all_gather(everyones, mine, group))
+        traffic.all_gather(everyones, mine, group).wait()
     if bool((everyones == everyones[0]).all()):
         return
     lines = [

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_signvr.signs.finite import is_finite
 from lightning_signvr.voting.decisions import ShardBallots
-from lightning_signvr.voting.pending import wait
 from lightning_signvr.voting.traffic import Traffic
 
 
@@ -54,7 +53,7 @@ def average_at_owners(
     received = sent
     if workers > 1:
         received = torch.empty_like(sent)
-        wait(traffic.all_to_all(received, sent, group))
+        traffic.all_to_all(received, sent, group).wait()
     for rank, row in enumerate(received):
         if not is_finite(row):
             raise RuntimeError(

@@ -65,21 +65,6 @@ def slice_of(bucket: Bucket, layout: Layout, number: int, slices: int) -> Bucket
     return Bucket(start, bucket.shard, size, first, last)
 
 
-def check_bucket_parameters(parameters: int | None) -> None:
-    """Raise where it is not a number of parameters.
-
-    Raises:
-        TypeError: it is not an int.
-        ValueError: it is not above 0.
-    """
-    if parameters is None:
-        return
-    if not isinstance(parameters, int) or isinstance(parameters, bool):
-        raise TypeError(f"bucket_parameters must be an int or None, got {parameters!r}")
-    if parameters <= 0:
-        raise ValueError(f"bucket_parameters must be at least 1, got {parameters}; None for a good number")
-
-
 def _bucket(layout: Layout, workers: int, start: int, used: int) -> Bucket:
     shard = -(-used // (8 * workers)) * 8
     first, last = _tensors(layout.offsets, start, start + used)

@@ -23,7 +23,7 @@ from lightning_signvr.voting.decisions import Decided, Decision, ShardBallots
 from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.header import BallotHeader
 from lightning_signvr.voting.layout import Layout
-from lightning_signvr.voting.pending import Pending, wait
+from lightning_signvr.voting.pending import Pending
 from lightning_signvr.voting.traffic import Traffic
 
 
@@ -148,7 +148,8 @@ class Exchange(ABC):
     def wait(self) -> None:
         """Wait for what is under way."""
         work, self._work = self._work, None
-        wait(work)
+        if work is not None:
+            work.wait()
 
     def _from_bytes(self, data: bytes) -> Tensor:
         return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self._device)
@@ -173,7 +174,7 @@ class Exchange(ABC):
         if self._workers == 1:
             return extra
         received = extra.new_empty(self._workers, room)
-        wait(terms.traffic.all_gather(received, extra.view(-1), terms.group))
+        terms.traffic.all_gather(received, extra.view(-1), terms.group).wait()
         return received
 
     def _read_headers(self, rows: Tensor, most_room: int, terms: Terms) -> list[BallotHeader]:

@@ -38,9 +38,9 @@ def explained(purpose: str, group: dist.ProcessGroup | None) -> Iterator[None]:
     """
     try:
         yield
+    except CollectiveError:
+        raise
     except RuntimeError as error:
-        if isinstance(error, CollectiveError):
-            raise
         raise CollectiveError(f"{purpose} failed: {_what_happened(purpose, group)} ({error})") from error
 
 

@@ -30,7 +30,6 @@ from lightning_signvr.voting.buffers import Buffers
 from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.exchange import Ballots, Outcome, Terms
 from lightning_signvr.voting.nodes import Nodes
-from lightning_signvr.voting.pending import wait
 
 # int32 behind the numbers: the step, whether details are asked for, and whether a gradient is not finite
 _WORDS = 3
@@ -155,7 +154,7 @@ class NodeBallot(Ballot):
         words[:, 2] = any(self._nonfinite[bucket.first : bucket.last])
         received = self._received[: stage.numel()].view(stage.shape)
         with terms.traffic.timed("node_all_to_all"), terms.traffic.inside_node():
-            wait(terms.traffic.all_to_all(received, stage, nodes.inside))
+            terms.traffic.all_to_all(received, stage, nodes.inside).wait()
             self._free.append(self._stages.pop(number))
             theirs = received[:, -_WORDS:].view(torch.int32).tolist()
             if any(each[:2] != theirs[0][:2] for each in theirs):
@@ -244,5 +243,5 @@ class NodeBallot(Ballot):
 
     def _gather(self, mine: Tensor) -> Tensor:
         everyones = self._scratch.get("everyones", self._nodes.workers, mine.numel())
-        wait(self._terms.traffic.all_gather(everyones, mine, self._nodes.inside))
+        self._terms.traffic.all_gather(everyones, mine, self._nodes.inside).wait()
         return everyones

@@ -12,7 +12,6 @@ from torch import Tensor
 from lightning_signvr.signs import check_signable
 from lightning_signvr.signs.recipes import tensor_of
 from lightning_signvr.voting.ballot_box import BallotBox
-from lightning_signvr.voting.buckets import check_bucket_parameters
 from lightning_signvr.voting.decisions import ByMajority, Decision
 from lightning_signvr.voting.exchange import Outcome, Terms
 from lightning_signvr.voting.group import world
@@ -24,16 +23,15 @@ from lightning_signvr.voting.nonfinite import (
     Nonfinite,
     NonfiniteRanks,
     NotFinite,
-    check_limit,
 )
 from lightning_signvr.voting.open_vote import OpenVote
-from lightning_signvr.voting.pending import wait
 from lightning_signvr.voting.result import VotedSigns
 from lightning_signvr.voting.rules import (
     TIE_RULES,
     ZERO_RULES,
     TieRule,
     ZeroRule,
+    check_optional_count,
     check_rule,
     check_seed,
 )
@@ -129,11 +127,11 @@ class MajorityVote:
         check_rule("zeros", zeros, ZERO_RULES)
         check_rule("topology", topology, TOPOLOGIES)
         check_seed(seed)
-        check_bucket_parameters(bucket_parameters)
+        check_optional_count("bucket_parameters", bucket_parameters, "for a good number")
         check_rule("voters", voters, VOTERS)
         check_voters(voters, workers_per_node)
         check_rule("nonfinite", nonfinite, NONFINITE_RULES)
-        check_limit(nonfinite_limit)
+        check_optional_count("nonfinite_limit", nonfinite_limit, "for no limit")
         if voters == "node" and not self.nodes_can_vote:
             raise ValueError(
                 f'voters="node" needs a majority, and {type(self).__name__} makes something else of the '
@@ -257,7 +255,7 @@ class MajorityVote:
             self._box.agree(device)
             self.traffic.purpose = f"asking for gradients that are not finite before step {self.step}"
             everyones = flags.new_empty(self.workers, 1)
-            wait(self.traffic.all_gather(everyones, flags, self.process_group))
+            self.traffic.all_gather(everyones, flags, self.process_group).wait()
             flags = everyones
         ranks = flags.view(-1).nonzero().view(-1).tolist()
         self.nonfinite_ranks.note(self.step, ranks, speaks=self.rank == 0)

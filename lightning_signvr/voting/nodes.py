@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_signvr.voting.group import group_of_its_own, world
-from lightning_signvr.voting.pending import wait
+from lightning_signvr.voting.rules import check_optional_count
 from lightning_signvr.voting.traffic import Traffic
 
 Voters = Literal["worker", "node"]
@@ -147,12 +147,9 @@ def check_voters(voters: str, workers_per_node: int | None) -> None:
     Raises:
         ValueError, TypeError: see :class:`~lightning_signvr.voting.MajorityVote`.
     """
+    check_optional_count("workers_per_node", workers_per_node, "to find out")
     if workers_per_node is None:
         return
-    if not isinstance(workers_per_node, int) or isinstance(workers_per_node, bool):
-        raise TypeError(f"workers_per_node must be an int or None, got {workers_per_node!r}")
-    if workers_per_node < 1:
-        raise ValueError(f"workers_per_node must be at least 1, got {workers_per_node}; None to find out")
     if voters != "node":
         raise ValueError(
             f'workers_per_node={workers_per_node} has no effect with voters="worker": leave it out, or pass '
@@ -178,7 +175,7 @@ def _ask(
     name = host.encode()[:_NAME].ljust(_NAME, b"\0")
     mine: Tensor = torch.tensor([*size.to_bytes(8, "little"), *name], dtype=torch.uint8, device=device)
     everyones = mine.new_empty(workers, mine.numel())
-    wait(traffic.all_gather(everyones, mine, group))
+    traffic.all_gather(everyones, mine, group).wait()
     rows = [bytes(row) for row in everyones.tolist()]
     sizes = [int.from_bytes(row[:8], "little") for row in rows]
     return sizes, [row[8:].rstrip(b"\0").decode(errors="replace") for row in rows]

@@ -28,21 +28,6 @@ MaybeDirection = Direction | NotFinite | None
 """What a worker has to say about a tensor; None for nothing."""
 
 
-def check_limit(limit: int | None) -> None:
-    """Raise where it is no number of steps.
-
-    Raises:
-        TypeError: neither an int nor None.
-        ValueError: below 1.
-    """
-    if limit is None:
-        return
-    if not isinstance(limit, int) or isinstance(limit, bool):
-        raise TypeError(f"nonfinite_limit must be an int or None, got {limit!r}")
-    if limit < 1:
-        raise ValueError(f"nonfinite_limit must be at least 1, got {limit}; None for no limit")
-
-
 class NonfiniteRanks:
     """Counts the steps in a row in which ranks had gradients that are not finite.
 
@@ -88,16 +73,24 @@ class NonfiniteRanks:
         self.in_a_row = {rank: self.in_a_row.get(rank, 0) + 1 for rank in ranks}
         self._last_step = step
 
+    @property
+    def lost(self) -> list[int]:
+        """The ranks that are at the limit."""
+        return [
+            rank for rank, steps in self.in_a_row.items() if self.limit is not None and steps >= self.limit
+        ]
+
     def check(self) -> None:
         """Raise where a rank is at the limit.
 
         Raises:
             RuntimeError: it is.
         """
-        for rank, steps in sorted(self.in_a_row.items()):
-            if self.limit is not None and steps >= self.limit:
-                raise RuntimeError(
-                    f"rank {rank} had NaN or inf in its gradients in {steps} steps in a row, the last one "
-                    f"step {self._last_step}: look at that worker's data and machine, or lower the learning "
-                    "rate or clip gradients if it is all workers; nonfinite_limit=None goes on without it"
-                )
+        if self.lost:
+            rank = min(self.lost)
+            steps = self.in_a_row[rank]
+            raise RuntimeError(
+                f"rank {rank} had NaN or inf in its gradients in {steps} steps in a row, the last one "
+                f"step {self._last_step}: look at that worker's data and machine, or lower the learning "
+                "rate or clip gradients if it is all workers; nonfinite_limit=None goes on without it"
+            )

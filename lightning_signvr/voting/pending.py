@@ -78,12 +78,6 @@ class Pending:
             )
 
 
-def wait(pending: Pending | None) -> None:
-    """Wait for a collective, where there is one."""
-    if pending is not None:
-        pending.wait()
-
-
 def _checksums(rows: Tensor) -> Tensor:
     """int64, the CRC-32 of each row; of one row where ``rows`` has a single dimension."""
     data = rows.view(1, -1) if rows.dim() == 1 else rows

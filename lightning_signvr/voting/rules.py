@@ -53,6 +53,25 @@ def check_rule(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
+def check_optional_count(name: str, value: int | None, none: str) -> None:
+    """Raise where ``value`` is neither None nor an int of at least 1.
+
+    Args:
+        name: of the argument.
+        value: of it.
+        none: what None stands for.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int or None, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}; None {none}")
+
+
 def check_seed(seed: int) -> None:
     """Raise where ``seed`` does not fit the random bits' key."""
     if not isinstance(seed, int) or isinstance(seed, bool):

@@ -12,7 +12,6 @@ from typing import Literal, get_args
 import torch
 import torch.distributed as dist
 
-from lightning_signvr.voting.pending import wait
 from lightning_signvr.voting.traffic import Traffic
 
 log = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ def measure_link(size: int, group: dist.ProcessGroup | None, device: torch.devic
     workers = dist.get_world_size(group)
     mine = torch.tensor([small, large], dtype=torch.float64, device=device)
     everyones = mine.new_empty(workers, 2)
-    wait(traffic.all_gather(everyones, mine, group))
+    traffic.all_gather(everyones, mine, group).wait()
     small, large = everyones.max(0).values.tolist()
     return Link(small, max(large - small, 1e-9) / ((workers - 1) * (size - _SMALL)))
 
@@ -82,7 +81,7 @@ def _seconds(size: int, group: dist.ProcessGroup | None, device: torch.device, t
     times = []
     for _ in range(_REPEATS):
         started = time.perf_counter()
-        wait(traffic.all_gather(received, sent, group))
+        traffic.all_gather(received, sent, group).wait()
         received[0, 0].item()  # a device's collective runs beside the host
         times.append(time.perf_counter() - started)
     return statistics.median(times)

@@ -24,7 +24,6 @@ from lightning_signvr.voting.channel import PlaneChannel
 from lightning_signvr.voting.details import VoteDetails
 from lightning_signvr.voting.exchange import Ballots, Exchange, Outcome, Terms, settle
 from lightning_signvr.voting.header import OutcomeHeader
-from lightning_signvr.voting.pending import wait
 
 
 class TwoPhase(Exchange):
@@ -123,7 +122,7 @@ class TwoPhase(Exchange):
         if self._workers == 1:
             return extra
         received = torch.empty_like(extra)
-        wait(terms.traffic.all_to_all(received, extra, terms.group))
+        terms.traffic.all_to_all(received, extra, terms.group).wait()
         return received
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.strategies.helpers import environment
 
 ROOT = Path(__file__).parent.parent.parent
 SPOILED = {
@@ -32,7 +33,7 @@ def soak(*options: str) -> tuple[int, dict[str, list[str]], str]:
     ended = subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "LIGHTNING_SIGNVR_REGISTER": "0"},
+        env={**environment(), "LIGHTNING_SIGNVR_REGISTER": "0"},
         capture_output=True,
         text=True,
         timeout=110,

@@ -147,6 +147,17 @@ def same_on_all(values: Iterable[np.ndarray]) -> bool:
     return all(np.array_equal(first, other) for other in others)
 
 
+def same(found: Any, expected: Any) -> bool:
+    """Whether two trees of tensors and plain values are equal, types and dtypes included."""
+    if isinstance(expected, Tensor):
+        return found.dtype == expected.dtype and torch.equal(found, expected)
+    if isinstance(expected, dict):
+        return list(found) == list(expected) and all(same(found[key], expected[key]) for key in expected)
+    if isinstance(expected, (list, tuple)):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    return type(found) is type(expected) and bool(found == expected)
+
+
 class LogLines(logging.Handler):
     """Collects what the library logs, in ``lines``."""
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import pytest
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_signvr.checkpoint_files import load
 from lightning_signvr.optimizers import EFSignum
 from lightning_signvr.optimizers.rank_states import own_rank_state
 from lightning_signvr.strategies import SignVoteStrategy
-from tests.strategies.helpers import LR, Regression, batches, fit
+from tests.strategies.helpers import LR, Regression, batches, fit, same
 from tests.workers import run_workers
 
 WORKERS = 2
@@ -34,16 +32,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("whole")
     run_workers(train, WORKERS, str(folder))
     return (folder / "damaged.ckpt").read_bytes()
-
-
-def same(found: Any, expected: Any) -> bool:
-    if isinstance(expected, Tensor):
-        return found.dtype == expected.dtype and torch.equal(found, expected)
-    if isinstance(expected, dict):
-        return list(found) == list(expected) and all(same(found[key], expected[key]) for key in expected)
-    if isinstance(expected, (list, tuple)):
-        return len(found) == len(expected) and all(map(same, found, expected))
-    return type(found) is type(expected) and bool(found == expected)
 
 
 def outcomes(data: bytes, cases: list[bytes], folder: Path) -> dict[str, int]:
